@@ -1,0 +1,162 @@
+// Package protocol holds what passes between the gate, which parses the bytes of
+// strangers, and the authority, which decides: plain data and two interfaces.
+//
+// # What a caller may rely on
+//
+// A [Request] carries the proof itself, not a statement about it: the signer's
+// certificate, the signed attributes, the signature, the envelope and the key
+// that opens it. The authority verifies all of it again and reads the
+// messageType, the transactionID and the CSR from there. A refusal is an
+// [Outcome]; an error is a fault of the appliance, answered with 503, and it
+// costs the device nothing.
+//
+// # What it does not protect against
+//
+// A gate that was taken over sees every envelope that it is given, and the open
+// challenges in them.
+package protocol
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"time"
+)
+
+// ErrUnknownProfile is returned where a profile's name is not configured.
+var ErrUnknownProfile = errors.New("protocol: unknown profile")
+
+// A Proof is what one pkiMessage proves (RFC 8894, section 3.2), in the bytes
+// that were received.
+type Proof struct {
+	SignerCert  []byte      // DER; need not be a certificate that crypto/x509 accepts
+	Digest      crypto.Hash // of the signed attributes and of the content
+	SignedAttrs []byte      // DER of the SET OF Attribute, tag 0x31, in the order received
+	Signature   []byte
+	Envelope    []byte // the eContent octets, which the messageDigest covers: a ContentInfo of EnvelopedData
+	ContentKey  []byte // the content-encryption key, as the RA-decrypt key opened it
+}
+
+// A Request asks for a certificate. What it asks for stands in the proof.
+type Request struct {
+	Protocol string // "scep"
+	Profile  string
+	Source   string    // the peer's address, host:port
+	Arrived  time.Time // when the gate had the whole message
+	Proof    Proof
+}
+
+// Status is what became of a request.
+type Status int
+
+// The statuses of an outcome; the zero value is none of them.
+const (
+	Issued Status = iota + 1
+	Pending
+	Refused
+)
+
+// String returns the status in lower case.
+func (s Status) String() string {
+	switch s {
+	case Issued:
+		return "issued"
+	case Pending:
+		return "pending"
+	case Refused:
+		return "refused"
+	default:
+		return "unknown"
+	}
+}
+
+// Kind classifies a refusal, so that each protocol can map it to its own codes
+// in one total function. The zero kind tells a client least.
+type Kind int
+
+// The kinds of refusal.
+const (
+	Unclassified Kind = iota
+	BadProof          // the message or its envelope does not prove what it says: one answer for all of them
+	BadAlgorithm      // an algorithm that is unknown, or that the profile does not allow
+	NotAllowed        // policy, challenge, renewal rules
+	Unsupported       // an operation or message type that is not served
+	NotFound          // no certificate or transaction of that name
+	BadTime           // a signing time too far from ours
+)
+
+// String returns the kind's name as the log has it.
+func (k Kind) String() string {
+	names := [...]string{"unclassified", "bad-proof", "bad-algorithm", "not-allowed", "unsupported", "not-found", "bad-time"}
+	if k < 0 || int(k) >= len(names) {
+		return "unclassified"
+	}
+	return names[k]
+}
+
+// A Refusal says no. Say is one sentence for the device, free of secrets and of
+// a parser's words, at most 200 characters.
+type Refusal struct {
+	Kind Kind
+	Say  string
+}
+
+// An Outcome is the authority's answer. Certificates are DER, the issued one
+// first; they are set only where Status is [Issued], and a Refusal only where it
+// is [Refused].
+type Outcome struct {
+	RequestID    string
+	Status       Status
+	Certificates [][]byte
+	Refusal      *Refusal
+}
+
+// A Rejected message never became a [Request]; it is recorded all the same. No
+// field holds a secret, and the authority cuts and digests what is long.
+type Rejected struct {
+	Protocol      string
+	Profile       string
+	Source        string
+	Operation     string // as asked, unchecked
+	Kind          Kind
+	Why           string // our own words, from a closed set
+	Transaction   string // as claimed, unchecked
+	MessageType   string // as claimed, unchecked
+	MessageDigest string // hex SHA-256 of the message, "" if there was none
+	Bytes         int64  // of the message
+	Served        bool   // true for a plain question that was answered, such as GetCACaps
+}
+
+// Service is what a profile offers to its devices.
+type Service struct {
+	Profile      string
+	Capabilities []string // GetCACaps, in order
+	RASign       []byte   // DER
+	RADecrypt    []byte   // DER; may equal RASign
+	CA           []byte   // DER of the issuing CA
+	Chain        [][]byte // DER from above the CA up to the root, which may be the CA itself: then empty
+	Digests      []crypto.Hash
+	Ciphers      []string // of envelopes, such as "AES-128-CBC"
+	LegacySHA1   bool
+	LegacyDES3   bool
+}
+
+// Authority decides. It is safe for concurrent use.
+type Authority interface {
+	// Service returns what a profile offers, or [ErrUnknownProfile].
+	Service(ctx context.Context, profile string) (Service, error)
+	// Submit verifies, decides, records and issues. When it returns Issued the
+	// certificate and its record are durable.
+	Submit(ctx context.Context, r Request) (Outcome, error)
+	// Reject records a message that never became a request, and returns the id
+	// under which it stands in the log.
+	Reject(ctx context.Context, r Rejected) (requestID string, err error)
+}
+
+// Keys gives the gate the use of the two RA keys of a profile's issuer, and of
+// no other key. The decrypter takes [crypto/rsa.PKCS1v15DecryptOptions] with a
+// SessionKeyLen and returns a random key of that length on any padding failure.
+type Keys interface {
+	Decrypter(ctx context.Context, profile string) (crypto.Decrypter, error)
+	Signer(ctx context.Context, profile string) (crypto.Signer, error)
+}
