@@ -1,0 +1,148 @@
+// Package policy holds the profiles of the appliance and decides by them.
+//
+// # What a caller may rely on
+//
+// [Load] returns a [Set] that needs no further checks, or every fault of its
+// files at once. [Set.Decide] is pure: it reads no clock and does no I/O, so the
+// same [Facts] give the same [Decision] today and in an appeal, and it evaluates
+// every rule, also those behind one that failed. A rule that a profile leaves
+// out is strict: a kind of name that it does not mention is refused, never
+// copied. The certificate is built from the profile; of a request it takes the
+// names and the key that the rules let through, and no extension. A Set is
+// immutable and safe for concurrent use.
+//
+// # What it does not protect against
+//
+// It believes its facts. Who sent the request, which signature was verified and
+// what the counters say is the caller's work, and a pattern that is too wide
+// lets through what it describes: `postern policy explain` shows what a profile
+// makes of a request. It does not look for keys that are weak in ways other than
+// their type, size, exponent and small factors.
+package policy
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// A Set is the profiles of one start of the appliance.
+type Set struct {
+	digest   string
+	profiles map[string]*compiled
+}
+
+// Digest returns "sha256:" and the hex digest of the sources, by name. Every
+// decision carries it.
+func (s *Set) Digest() string { return s.digest }
+
+// Names returns the names of the profiles, sorted.
+func (s *Set) Names() []string { return slices.Sorted(maps.Keys(s.profiles)) }
+
+// Profile returns a copy of the profile of that name.
+func (s *Set) Profile(name string) (*Profile, bool) {
+	c, ok := s.profiles[name]
+	if !ok {
+		return nil, false
+	}
+	p := c.Profile
+	p.Protocols = slices.Clone(p.Protocols)
+	p.Clients.Digests = slices.Clone(p.Clients.Digests)
+	p.Clients.Ciphers = slices.Clone(p.Clients.Ciphers)
+	p.Lint.Exceptions = slices.Clone(p.Lint.Exceptions)
+	return &p, true
+}
+
+// A Profile is what the rest of the appliance may know of a profile. The rules
+// about names and usages stay inside the [Set].
+type Profile struct {
+	Name      string
+	Source    string // the file that it stands in
+	Line      int
+	Protocols []string // "scep"
+	Issuer    string   // the name of a configured issuer
+	Challenge ChallengeRule
+	Approve   string // "automatic"
+	Key       KeyRule
+	Validity  Validity
+	Renewal   Renewal
+	Limits    Limits
+	Clients   Clients
+	Lint      Lint
+}
+
+// LintExceptions returns the names of the lint rules that the profile may break.
+func (p *Profile) LintExceptions() []string {
+	out := make([]string, 0, len(p.Lint.Exceptions))
+	for _, e := range p.Lint.Exceptions {
+		out = append(out, e.Rule)
+	}
+	return out
+}
+
+// ChallengeRule says who vouches for a new request.
+type ChallengeRule struct {
+	Mode string        // "one-time"
+	TTL  time.Duration // the longest life of a challenge, and its default
+}
+
+// KeyRule bounds the keys that are certified.
+type KeyRule struct {
+	RSA   RSARule
+	Reuse string // "same-subject" or "any"
+}
+
+// RSARule bounds the length of an RSA modulus, in bits, both ends included.
+type RSARule struct{ Min, Max int }
+
+// Validity says how long a certificate lives: For is the whole of its life, from
+// notBefore, which lies Backdate before the time of issue.
+type Validity struct{ For, Backdate time.Duration }
+
+// Renewal bounds the renewals of a lineage, which is one enrollment and all that
+// was renewed from it. Its zero value allows none.
+type Renewal struct {
+	Allowed  bool
+	Window   Window
+	MaxCount int           // renewals in a lineage
+	MaxAge   time.Duration // of a lineage; 0: bounded by MaxCount alone
+	NewKey   string        // "required" or "optional"
+	Old      string        // "keep"
+}
+
+// A Window is the end of a certificate's life in which it may be renewed: a
+// share of it, or a time. One of the two is set.
+type Window struct {
+	Percent  int // 1 to 100
+	Duration time.Duration
+}
+
+// Opens returns the time from which a certificate may be renewed.
+func (w Window) Opens(notBefore, notAfter time.Time) time.Time {
+	from, to := notBefore.Unix(), notAfter.Unix()
+	opens := to - int64(w.Duration/time.Second)
+	if w.Percent > 0 {
+		opens = to - (to-from)*int64(w.Percent)/100
+	}
+	return time.Unix(max(opens, from), 0).UTC()
+}
+
+// Limits bound how much is issued.
+type Limits struct {
+	ActivePerSubject int // living certificates of one subject; 1 if the profile does not say
+	PerMinute        int // certificates of the profile; 0: no limit
+}
+
+// Clients says which algorithms a client may use in its messages.
+type Clients struct {
+	Digests []string // of "SHA-256", "SHA-384", "SHA-512"
+	Ciphers []string // of "AES-128-CBC", "AES-192-CBC", "AES-256-CBC"
+	SHA1    bool     // SHA-1 too
+	DES3    bool     // triple DES too
+}
+
+// Lint names the lint rules that a profile knowingly breaks.
+type Lint struct{ Exceptions []LintException }
+
+// A LintException is one lint rule and the reason why it may be broken.
+type LintException struct{ Rule, Reason string }
