@@ -1,0 +1,296 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// adminDeadline bounds one administrative call to the module. Initializing a
+// token erases flash memory on some devices.
+const adminDeadline = 60 * time.Second
+
+// A Module is a PKCS#11 library, loaded and initialized. What C_Initialize sets
+// up belongs to the process, so there is one Module for a library at a time;
+// several tokens may be open on it.
+type Module struct {
+	path string
+	p11  *pkcs11.Ctx
+
+	mu     sync.Mutex
+	open   map[uint]bool // slots with an open Token
+	stuck  int           // calls that never came back: the library must not be finalized under them
+	closed bool
+}
+
+// A Slot is a place for a token, and what is in it. Serial and Label are empty
+// until the token is initialized (some devices have a serial before).
+type Slot struct {
+	ID           uint // valid while the module stays loaded, and not beyond InitToken
+	Serial       string
+	Label        string
+	Manufacturer string
+	Model        string
+	Firmware     string
+	Initialized  bool
+	UserPINSet   bool
+	CountLow     bool // a wrong user PIN was given since the last right one
+	FinalTry     bool
+	Locked       bool
+	SOCountLow   bool
+	SOLocked     bool
+	MaxSessions  int // 0: not said
+}
+
+// Load loads the module at an absolute path and initializes it. It gives
+// ErrModule if that fails, and ErrInUse if this process has it already.
+func Load(path string) (*Module, error) {
+	const op = "load module"
+	if !filepath.IsAbs(path) {
+		return nil, &Error{Op: op, Err: fmt.Errorf("%w: %q is not an absolute path", ErrModule, path)}
+	}
+	if info, err := os.Stat(path); err != nil {
+		return nil, &Error{Op: op, Err: fmt.Errorf("%w: %w", ErrModule, err)}
+	} else if !info.Mode().IsRegular() {
+		return nil, &Error{Op: op, Err: fmt.Errorf("%w: %s is not a file", ErrModule, path)}
+	}
+	p11 := pkcs11.New(path)
+	if p11 == nil {
+		return nil, &Error{Op: op, Err: fmt.Errorf("%w: %s is not a PKCS#11 library for this machine", ErrModule, path)}
+	}
+	if err := p11.Initialize(); err != nil {
+		p11.Destroy()
+		code, _ := CodeOf(err)
+		if uint(code) == pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED {
+			return nil, &Error{Op: op, Code: code, Err: ErrInUse}
+		}
+		return nil, &Error{Op: op, Code: code, Err: fmt.Errorf("%w: %s", ErrModule, path)}
+	}
+	return &Module{path: path, p11: p11, open: map[uint]bool{}}, nil
+}
+
+// Close finalizes the library. Tokens that are still open on it become useless.
+// If a call is stuck inside the library it is left alone, and ErrHung returned:
+// taking it away under that thread would end the process in a worse way.
+func (m *Module) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	if m.stuck > 0 {
+		return &Error{Op: "close module", Err: ErrHung}
+	}
+	m.closed = true
+	err := m.p11.Finalize()
+	m.p11.Destroy()
+	return fault("close module", "", err)
+}
+
+// Slots lists every slot that has a token, initialized or not.
+func (m *Module) Slots(ctx context.Context) ([]Slot, error) {
+	return bounded(ctx, m, "list slots", func() ([]Slot, error) {
+		ids, err := m.p11.GetSlotList(true)
+		if err != nil {
+			return nil, err
+		}
+		slots := make([]Slot, 0, len(ids))
+		for _, id := range ids {
+			s, err := m.slot(id)
+			if err != nil {
+				return nil, err
+			}
+			slots = append(slots, s)
+		}
+		return slots, nil
+	})
+}
+
+func (m *Module) slot(id uint) (Slot, error) {
+	info, err := m.p11.GetTokenInfo(id)
+	if err != nil {
+		return Slot{}, err
+	}
+	has := func(flag uint) bool { return info.Flags&flag != 0 }
+	text := func(s string) string { return strings.TrimRight(s, " \x00") }
+	s := Slot{
+		ID: id, Serial: text(info.SerialNumber), Label: text(info.Label),
+		Manufacturer: text(info.ManufacturerID), Model: text(info.Model),
+		Firmware:    fmt.Sprintf("%d.%d", info.FirmwareVersion.Major, info.FirmwareVersion.Minor),
+		Initialized: has(pkcs11.CKF_TOKEN_INITIALIZED), UserPINSet: has(pkcs11.CKF_USER_PIN_INITIALIZED),
+		CountLow: has(pkcs11.CKF_USER_PIN_COUNT_LOW), FinalTry: has(pkcs11.CKF_USER_PIN_FINAL_TRY), Locked: has(pkcs11.CKF_USER_PIN_LOCKED),
+		SOCountLow: has(pkcs11.CKF_SO_PIN_COUNT_LOW), SOLocked: has(pkcs11.CKF_SO_PIN_LOCKED) || has(pkcs11.CKF_SO_PIN_FINAL_TRY),
+	}
+	if n := info.MaxSessionCount; n != pkcs11.CK_EFFECTIVELY_INFINITE && n != pkcs11.CK_UNAVAILABLE_INFORMATION && n < 1<<20 {
+		s.MaxSessions = int(n)
+	}
+	return s, nil
+}
+
+// Find returns the one initialized token with this serial and label; an empty
+// one of the two is not compared. ErrNoToken names what there is instead.
+func (m *Module) Find(ctx context.Context, serial, label string) (Slot, error) {
+	slots, err := m.Slots(ctx)
+	if err != nil {
+		return Slot{}, err
+	}
+	return choose(slots, serial, label)
+}
+
+func choose(slots []Slot, serial, label string) (Slot, error) {
+	const op = "find token"
+	if serial == "" && label == "" {
+		return Slot{}, &Error{Op: op, Err: fmt.Errorf("%w: neither serial nor label is given", ErrNoToken)}
+	}
+	var found []Slot
+	var there []string
+	for _, s := range slots {
+		if !s.Initialized {
+			continue
+		}
+		there = append(there, fmt.Sprintf("serial %s label %q", s.Serial, s.Label))
+		if (serial == "" || s.Serial == serial) && (label == "" || s.Label == label) {
+			found = append(found, s)
+		}
+	}
+	want := fmt.Sprintf("serial %q label %q", serial, label)
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return Slot{}, &Error{Op: op, Err: fmt.Errorf("%w: %s; there is: %s", ErrNoToken, want, strings.Join(there, ", "))}
+	default:
+		return Slot{}, &Error{Op: op, Err: fmt.Errorf("%w: %d tokens match %s; name the serial", ErrNoToken, len(found), want)}
+	}
+}
+
+// InitToken initializes the token in an empty slot, and returns it as it is now.
+// It refuses a token that is initialized: what is on it would be erased. The
+// user PIN has to be set after it, by [Module.InitPIN].
+func (m *Module) InitToken(ctx context.Context, slot Slot, label string, so PIN) (Slot, error) {
+	const op = "initialize token"
+	if label == "" || len(label) > 32 {
+		return Slot{}, &Error{Op: op, Err: errors.New("a token's label has 1 to 32 bytes")}
+	}
+	before, err := m.Slots(ctx)
+	if err != nil {
+		return Slot{}, err
+	}
+	i := slices.IndexFunc(before, func(s Slot) bool { return s.ID == slot.ID })
+	switch {
+	case i < 0:
+		return Slot{}, &Error{Op: op, Err: fmt.Errorf("%w: slot %d", ErrNoToken, slot.ID)}
+	case before[i].Initialized:
+		return Slot{}, &Error{Op: op, Err: fmt.Errorf("the token in slot %d is initialized (serial %s, label %q); nothing was changed", slot.ID, before[i].Serial, before[i].Label)}
+	case slices.ContainsFunc(before, func(s Slot) bool { return s.Initialized && s.Label == label }):
+		return Slot{}, &Error{Op: op, Err: fmt.Errorf("a token labeled %q is there already", label)}
+	}
+	return bounded(ctx, m, op, func() (Slot, error) {
+		if err := m.p11.InitToken(slot.ID, so.reveal(), label); err != nil {
+			return Slot{}, err
+		}
+		ids, err := m.p11.GetSlotList(true) // a module may number its slots anew now
+		if err != nil {
+			return Slot{}, err
+		}
+		var after []Slot
+		for _, id := range ids {
+			s, err := m.slot(id)
+			if err != nil {
+				return Slot{}, err
+			}
+			after = append(after, s)
+		}
+		return choose(after, "", label)
+	})
+}
+
+// InitPIN sets the user PIN of a fresh token, as its security officer. It
+// refuses a token that has one, and makes one attempt with the officer's PIN.
+func (m *Module) InitPIN(ctx context.Context, slot Slot, so, user PIN) error {
+	const op = "set user PIN"
+	_, err := bounded(ctx, m, op, func() (struct{}, error) { return struct{}{}, m.initPIN(slot.ID, so, user) })
+	return err
+}
+
+func (m *Module) initPIN(id uint, so, user PIN) (err error) {
+	s, err := m.slot(id)
+	if err != nil {
+		return err
+	}
+	if s.UserPINSet {
+		return errors.New("the token has a user PIN; nothing was changed")
+	}
+	if s.SOCountLow || s.SOLocked {
+		return ErrPINCount
+	}
+	h, err := m.p11.OpenSession(id, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, m.p11.CloseSession(h)) }()
+	if err := m.p11.Login(h, pkcs11.CKU_SO, so.reveal()); err != nil {
+		return sentinel("log in as security officer", ErrPIN, err)
+	}
+	defer func() { err = errors.Join(err, m.p11.Logout(h)) }()
+	return m.p11.InitPIN(h, user.reveal())
+}
+
+// bounded runs an administrative call, which no Go code can cancel, and stops
+// waiting for it with ctx or after adminDeadline.
+func bounded[T any](ctx context.Context, m *Module, op string, f func() (T, error)) (T, error) {
+	type answer struct {
+		v   T
+		err error
+	}
+	var zero T
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return zero, &Error{Op: op, Err: ErrClosed}
+	}
+	m.stuck++ // until it has come back
+	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, adminDeadline)
+	defer cancel()
+	done := make(chan answer, 1)
+	go func() {
+		v, err := f()
+		m.release()
+		done <- answer{v, err}
+	}()
+	select {
+	case a := <-done:
+		return a.v, fault(op, "", a.err)
+	case <-ctx.Done():
+		return zero, &Error{Op: op, Err: late(ctx.Err())}
+	}
+}
+
+func (m *Module) hold() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stuck++
+}
+
+func (m *Module) release() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stuck--
+}
+
+// late gives the error for a caller who stopped waiting.
+func late(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %w", ErrDeadline, err)
+	}
+	return err
+}

@@ -1,0 +1,206 @@
+package hsm
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+)
+
+// A Proof is one thing that was tried with a key.
+type Proof struct {
+	Name  string // "private value cannot be read", ...
+	Tried string // the call
+	Holds bool
+	Code  CKR    // the token's refusal; zero where it did what was asked
+	Say   string // what happened, in words
+}
+
+// Prove tries what the key must not do, by asking the token for it, and what it
+// must. It returns all proofs, and ErrProof if one of them does not hold or
+// could not be tried: what was not refused is then possible for whoever has the PIN.
+//
+// Each attempt would change or reveal what it tries if the token let it: Prove
+// belongs to a ceremony, before a key is put to use.
+func (t *Token) Prove(ctx context.Context, k *Key) ([]Proof, error) {
+	if k.token != t {
+		return nil, &Error{Op: "prove", Key: k.spec.Label, Err: errors.New("the key is on another token")}
+	}
+	proofs, err := call(ctx, t, "prove", func(h pkcs11.SessionHandle) ([]Proof, error) {
+		if _, err := k.object(h); err != nil {
+			return nil, err
+		}
+		return t.refusals(k)
+	})
+	if err != nil {
+		return nil, fault("prove", k.spec.Label, err)
+	}
+	proofs = append(proofs, k.works(ctx))
+	for _, p := range proofs {
+		if !p.Holds {
+			err = errors.Join(err, &Error{Op: "prove", Key: k.spec.Label, Code: p.Code, Err: fmt.Errorf("%w: %s: %s", ErrProof, p.Name, p.Say)})
+		}
+	}
+	return proofs, err
+}
+
+// refusals tries everything that the token has to refuse, each in a session of
+// its own: an attempt that goes through leaves an operation open. The sessions can
+// write, because in one that cannot, a change would be refused for that reason.
+func (t *Token) refusals(k *Key) ([]Proof, error) {
+	object := k.handle.Load().object
+	part, called := uint(pkcs11.CKA_VALUE), "CKA_VALUE"
+	if k.alg.IsRSA() {
+		part, called = pkcs11.CKA_PRIVATE_EXPONENT, "CKA_PRIVATE_EXPONENT"
+	}
+	p11 := t.module.p11
+	mech := func(m uint) []*pkcs11.Mechanism { return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)} }
+	set := func(typ uint, v bool) func(pkcs11.SessionHandle) error {
+		return func(h pkcs11.SessionHandle) error {
+			return p11.SetAttributeValue(h, object, []*pkcs11.Attribute{pkcs11.NewAttribute(typ, v)})
+		}
+	}
+	readOnly := []uint{pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ACTION_PROHIBITED, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID}
+	forbidden := []uint{pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_MECHANISM_INVALID}
+	attempts := []attempted{
+		{"the private value cannot be read", "C_GetAttributeValue " + called, []uint{pkcs11.CKR_ATTRIBUTE_SENSITIVE}, func(h pkcs11.SessionHandle) error {
+			got, err := p11.GetAttributeValue(h, object, []*pkcs11.Attribute{pkcs11.NewAttribute(part, nil)})
+			for _, a := range got {
+				clear(a.Value)
+			}
+			return err
+		}},
+		{"the private key cannot be wrapped", "C_WrapKey by a fresh AES key", []uint{pkcs11.CKR_KEY_UNEXTRACTABLE, pkcs11.CKR_KEY_NOT_WRAPPABLE}, func(h pkcs11.SessionHandle) error { return t.wrap(h, object) }},
+		{"it cannot be made extractable", "C_SetAttributeValue CKA_EXTRACTABLE=true", readOnly, set(pkcs11.CKA_EXTRACTABLE, true)},
+		{"it cannot be made readable", "C_SetAttributeValue CKA_SENSITIVE=false", readOnly, set(pkcs11.CKA_SENSITIVE, false)},
+	}
+	if k.spec.Purpose == RADecrypt {
+		attempts = append(attempts,
+			attempted{"it cannot sign", "C_SignInit CKM_RSA_PKCS", forbidden, func(h pkcs11.SessionHandle) error { return p11.SignInit(h, mech(pkcs11.CKM_RSA_PKCS), object) }},
+			attempted{"it cannot sign by its own mechanism", "C_SignInit CKM_RSA_X_509", forbidden, func(h pkcs11.SessionHandle) error { return p11.SignInit(h, mech(pkcs11.CKM_RSA_X_509), object) }},
+			attempted{"it cannot be made to sign", "C_SetAttributeValue CKA_SIGN=true", readOnly, set(pkcs11.CKA_SIGN, true)})
+	} else {
+		m, mname := uint(pkcs11.CKM_RSA_PKCS), "CKM_RSA_PKCS" // for an EC key: the only mechanism that decrypts at all
+		attempts = append(attempts,
+			attempted{"it cannot decrypt", "C_DecryptInit " + mname, forbidden, func(h pkcs11.SessionHandle) error { return p11.DecryptInit(h, mech(m), object) }},
+			attempted{"it cannot be made to decrypt", "C_SetAttributeValue CKA_DECRYPT=true", readOnly, set(pkcs11.CKA_DECRYPT, true)})
+	}
+	var out []Proof
+	for _, a := range attempts {
+		h, err := p11.OpenSession(t.slot.ID, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, a.judge(a.try(h)))
+		if err := p11.CloseSession(h); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// An attempted is a call that must be refused, and the refusals that prove it;
+// another error, such as a mechanism that the token does not have, proves nothing.
+type attempted struct {
+	name, call string
+	refusals   []uint
+	try        func(h pkcs11.SessionHandle) error
+}
+
+func (a attempted) judge(err error) Proof {
+	p := Proof{Name: a.name, Tried: a.call}
+	p.Code, _ = CodeOf(err)
+	for _, r := range a.refusals {
+		if uint(p.Code) == r {
+			p.Holds = true
+		}
+	}
+	switch {
+	case err == nil:
+		p.Say = "the token did it"
+	case p.Holds:
+		p.Say = "refused with " + p.Code.String()
+	case errors.Is(err, errNoWrapper):
+		p.Say = "could not be tried: the token makes no AES key to wrap with: " + p.Code.String()
+	default:
+		p.Say = "failed with " + p.Code.String() + ", which is no refusal of this"
+	}
+	return p
+}
+
+var errNoWrapper = errors.New("no wrapping key")
+
+// wrap tries to wrap the key under an AES key that lives as long as the session.
+func (t *Token) wrap(h pkcs11.SessionHandle, object pkcs11.ObjectHandle) error {
+	p11 := t.module.p11
+	key, err := p11.GenerateKey(h, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_GEN, nil)}, []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
+		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32),
+		pkcs11.NewAttribute(pkcs11.CKA_WRAP, true),
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", errNoWrapper, err)
+	}
+	err = error(nil)
+	for _, m := range []uint{pkcs11.CKM_AES_KEY_WRAP_PAD, pkcs11.CKM_AES_KEY_WRAP} {
+		var wrapped []byte
+		wrapped, err = p11.WrapKey(h, []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)}, key, object)
+		clear(wrapped)
+		if code, _ := CodeOf(err); uint(code) != pkcs11.CKR_MECHANISM_INVALID {
+			return err
+		}
+	}
+	return err
+}
+
+// works is the positive proof: the private key belongs to the public one.
+func (k *Key) works(ctx context.Context) Proof {
+	if k.spec.Purpose == RADecrypt {
+		return k.decrypts(ctx)
+	}
+	p := Proof{Name: "it signs, and the public key verifies", Tried: "C_Sign"}
+	text := append([]byte("postern: proof of possession of a fresh key, for nothing else\x00"), random32()...)
+	digest := sha256.Sum256(text)
+	_, err := k.With(ctx).Sign(nil, digest[:], crypto.SHA256) // Sign verifies
+	return p.did(err)
+}
+
+func (k *Key) decrypts(ctx context.Context) Proof {
+	p := Proof{Name: "it opens what the public key closed", Tried: "C_Decrypt"}
+	pub, ok := k.pub.(*rsa.PublicKey)
+	if !ok {
+		return p.did(ErrAlgorithm)
+	}
+	secret := random32()
+	//lint:ignore SA1019 what the devices do is what has to be opened
+	ct, err := rsa.EncryptPKCS1v15(rand.Reader, pub, secret) //nolint:staticcheck // what the devices do is what has to be opened
+	if err != nil {
+		return p.did(err)
+	}
+	got, err := k.With(ctx).Decrypt(nil, ct, &SessionKeyOptions{SessionKeyLen: len(secret)})
+	if err == nil && !bytes.Equal(got, secret) {
+		err = errors.New("another value came out")
+	}
+	return p.did(err)
+}
+
+func (p Proof) did(err error) Proof {
+	p.Code, _ = CodeOf(err)
+	p.Holds, p.Say = err == nil, "done"
+	if err != nil {
+		p.Say = err.Error()
+	}
+	return p
+}
+
+func random32() []byte {
+	b := make([]byte, 32)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	return b
+}
