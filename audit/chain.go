@@ -1,0 +1,105 @@
+package audit
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Errors of a chain: in which way a line does not continue it.
+var (
+	ErrSequence = errors.New("audit: the line has another sequence number")
+	ErrPrevious = errors.New("audit: the line names another line before it")
+	ErrFrontier = errors.New("audit: not the frontier of a tree of this size")
+)
+
+// A Head is the state of a log of Size lines: the hash of the last one, and the
+// root of the Merkle tree over all (RFC 9162, section 2.1.1).
+type Head struct {
+	Size uint64
+	Prev [32]byte
+	Root tlog.Hash
+}
+
+// A Chain follows a log line by line and computes its head. It needs memory for
+// the logarithm of the size. The zero value stands before line 0. It is not safe
+// for concurrent use.
+type Chain struct {
+	size     uint64
+	prev     [32]byte
+	frontier []tlog.Hash // roots of the complete subtrees, largest first
+}
+
+// ResumeChain returns a chain that stands after size lines.
+func ResumeChain(size uint64, prev [32]byte, frontier [][32]byte) (*Chain, error) {
+	if bits.OnesCount64(size) != len(frontier) {
+		return nil, ErrFrontier
+	}
+	c := &Chain{size: size, prev: prev}
+	for _, h := range frontier {
+		c.frontier = append(c.frontier, tlog.Hash(h))
+	}
+	return c, nil
+}
+
+// Step takes the next line. An error leaves the chain as it was.
+func (c *Chain) Step(l Line) error {
+	if l.Record.Seq != c.size {
+		return fmt.Errorf("%w: %d instead of %d", ErrSequence, l.Record.Seq, c.size)
+	}
+	if l.Record.Prev != hex.EncodeToString(c.prev[:]) {
+		return fmt.Errorf("%w: line %d", ErrPrevious, c.size)
+	}
+	h := l.Leaf()
+	for n := c.size; n&1 == 1; n >>= 1 {
+		last := len(c.frontier) - 1
+		h = tlog.NodeHash(c.frontier[last], h)
+		c.frontier = c.frontier[:last]
+	}
+	c.frontier = append(c.frontier, h)
+	c.prev = l.Hash()
+	c.size++
+	return nil
+}
+
+// Head returns the state after the lines so far.
+func (c *Chain) Head() Head {
+	h := Head{Size: c.size, Prev: c.prev}
+	if c.size == 0 {
+		h.Root = emptyRoot()
+		return h
+	}
+	h.Root = c.frontier[len(c.frontier)-1]
+	for i := len(c.frontier) - 2; i >= 0; i-- {
+		h.Root = tlog.NodeHash(c.frontier[i], h.Root)
+	}
+	return h
+}
+
+// emptyRoot is the hash of no line at all.
+func emptyRoot() tlog.Hash {
+	h, err := tlog.TreeHash(0, nil)
+	if err != nil {
+		return tlog.Hash{}
+	}
+	return h
+}
+
+// Frontier returns the roots of the complete subtrees, largest first: with size
+// and prev all that [ResumeChain] needs.
+func (c *Chain) Frontier() [][32]byte {
+	out := make([][32]byte, len(c.frontier))
+	for i, h := range c.frontier {
+		out[i] = h
+	}
+	return out
+}
+
+// Clone returns an independent copy.
+func (c *Chain) Clone() *Chain {
+	return &Chain{size: c.size, prev: c.prev, frontier: slices.Clone(c.frontier)}
+}

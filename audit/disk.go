@@ -1,0 +1,163 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// disk is what the writer needs of a file system. It is a seam: a test makes
+// the n-th operation fail.
+type disk interface {
+	Append(path string) (file, error)         // opens or creates, for appending
+	WriteFile(path string, data []byte) error // all of it or nothing, durable
+	Truncate(path string, size int64) error   // durable
+	Rename(from, to string) error             // durable
+	SyncDir(dir string) error
+}
+
+type file interface {
+	io.Writer
+	Sync() error // the data, and what is needed to read it back
+	Close() error
+}
+
+type realDisk struct{}
+
+type realFile struct{ f *os.File }
+
+func (r realFile) Write(b []byte) (int, error) { return r.f.Write(b) }
+func (r realFile) Sync() error                 { return unix.Fdatasync(int(r.f.Fd())) }
+func (r realFile) Close() error                { return r.f.Close() }
+
+// reserve is how much of a segment is allocated ahead, so that a full disk shows
+// before a batch is written and not in it.
+const reserve = 1 << 20
+
+func (realDisk) Append(path string) (file, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err == nil {
+		// Not every file system can; the write itself is what counts.
+		_ = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, st.Size(), reserve)
+	}
+	return realFile{f}, nil
+}
+
+func (d realDisk) WriteFile(path string, data []byte) error {
+	tmp := path + ".tmp"
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return d.Rename(tmp, path)
+}
+
+func (realDisk) Truncate(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(size), f.Sync(), f.Close())
+}
+
+func (d realDisk) Rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return d.SyncDir(filepath.Dir(to))
+}
+
+func (realDisk) SyncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// The log's folders.
+const (
+	segmentDir    = "segments"
+	checkpointDir = "checkpoints"
+	lostDir       = "lost+found"
+)
+
+// Lock takes the log for one writer until unlock. The error is ErrLocked if
+// another process has it.
+func Lock(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+func segmentName(first uint64) string { return fmt.Sprintf("%012d.jsonl", first) }
+
+// A segment is one file of lines; first is the number of its first line.
+type segment struct {
+	name  string
+	first uint64
+}
+
+// segments lists the files by their first line. Names of another form are
+// refused: somebody put them there.
+func segments(dir string) ([]segment, error) {
+	names, err := numbered(filepath.Join(dir, segmentDir), ".jsonl")
+	if err != nil {
+		return nil, err
+	}
+	out := make([]segment, len(names))
+	for i, n := range names {
+		out[i] = segment{name: segmentName(n), first: n}
+	}
+	return out, nil
+}
+
+// numbered lists the numbers of files that are called by twelve digits and an
+// ending, in order.
+func numbered(dir, ending string) ([]uint64, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	var out []uint64
+	for _, e := range entries {
+		stem, ok := strings.CutSuffix(e.Name(), ending)
+		if !ok {
+			if strings.HasSuffix(e.Name(), ".tmp") {
+				continue // a write that never became durable
+			}
+			return nil, fmt.Errorf("audit: %s does not belong into %s", e.Name(), dir)
+		}
+		var n uint64
+		if _, err := fmt.Sscanf(stem, "%d", &n); err != nil || fmt.Sprintf("%012d", n) != stem {
+			return nil, fmt.Errorf("audit: %s does not belong into %s", e.Name(), dir)
+		}
+		out = append(out, n)
+	}
+	slices.Sort(out)
+	return out, nil
+}

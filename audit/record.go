@@ -1,0 +1,298 @@
+package audit
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/postern-pki/postern/audit/jcs"
+)
+
+// MaxLine is the size of the largest line, with its LF, in octets.
+const MaxLine = 64 << 10
+
+// Errors of records.
+var (
+	ErrTooLarge = errors.New("audit: the record is larger than 64 KiB")
+	ErrRecord   = errors.New("audit: not a record")
+)
+
+// An Object holds a record's own fields. Values are string, int, int64, uint64,
+// []string, []any, Object or map[string]any; after a record was stored or read
+// integers are int64 and lists []any.
+type Object map[string]any
+
+// String returns a field, "" if it is absent or no string.
+func (o Object) String(key string) string { s, _ := o[key].(string); return s }
+
+// Int returns a field, 0 if it is absent or no integer.
+func (o Object) Int(key string) int64 {
+	switch v := o[key].(type) {
+	case int64:
+		return v
+	case int:
+		return int64(v)
+	case uint64:
+		return int64(v)
+	}
+	return 0
+}
+
+// Strings returns a list of strings, nil if it is absent, empty or another list.
+func (o Object) Strings(key string) []string {
+	var out []string
+	switch list := o[key].(type) {
+	case []string:
+		return append(out, list...)
+	case []any:
+		for _, v := range list {
+			s, ok := v.(string)
+			if !ok {
+				return nil
+			}
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// Object returns an object within the object, nil if there is none.
+func (o Object) Object(key string) Object { return objectOf(o[key]) }
+
+func objectOf(v any) Object {
+	switch v := v.(type) {
+	case map[string]any:
+		return v
+	case Object:
+		return v
+	}
+	return nil
+}
+
+// Objects returns a list of objects, nil if it is absent or another list.
+func (o Object) Objects(key string) []Object {
+	list, _ := o[key].([]any)
+	var out []Object
+	for _, v := range list {
+		one := objectOf(v)
+		if one == nil {
+			return nil
+		}
+		out = append(out, one)
+	}
+	return out
+}
+
+// plain gives the values of o the types that jcs writes.
+func plain(v any) any {
+	switch v := v.(type) {
+	case Object:
+		return plain(map[string]any(v))
+	case map[string]any:
+		m := make(map[string]any, len(v))
+		for k, e := range v {
+			m[k] = plain(e)
+		}
+		return m
+	case []any:
+		list := make([]any, len(v))
+		for i, e := range v {
+			list[i] = plain(e)
+		}
+		return list
+	case []Object:
+		list := make([]any, len(v))
+		for i, e := range v {
+			list[i] = plain(e)
+		}
+		return list
+	}
+	return v
+}
+
+// An Actor is who acted: Kind is device, operator, system, gate or ceremony.
+type Actor struct{ Kind, ID, Source string }
+
+func (a Actor) object() map[string]any {
+	m := map[string]any{"kind": a.Kind}
+	if a.ID != "" {
+		m["id"] = a.ID
+	}
+	if a.Source != "" {
+		m["src"] = a.Source
+	}
+	return m
+}
+
+// An Entry is a record before it has a place in the log.
+type Entry struct {
+	Event   string // ev
+	Outcome string // out
+	Request string // req; "" for what belongs to no request
+	Actor   Actor
+	Object  Object // ob
+}
+
+// A Record is a line's content.
+type Record struct {
+	Version int
+	Seq     uint64
+	Prev    string    // hex SHA-256 of the line before, 64 zeros in line 0
+	Time    time.Time // UTC, microseconds
+	Boot    string    // the kernel's boot id
+	Mono    int64     // microseconds since that boot
+	Event   string
+	Outcome string
+	Request string
+	Actor   Actor
+	Object  Object
+}
+
+// A Line is a record and its bytes as they are stored, with the LF. All hashes
+// are over these bytes and nothing is ever encoded again to check them.
+type Line struct {
+	Raw    []byte
+	Record Record
+}
+
+// Hash is what the next line's prev says.
+func (l Line) Hash() [32]byte { return sha256.Sum256(l.Raw) }
+
+// Leaf is the line's leaf in the Merkle tree (RFC 9162, section 2.1.1).
+func (l Line) Leaf() tlog.Hash { return tlog.RecordHash(l.Raw) }
+
+const timeForm = "2006-01-02T15:04:05.000000Z"
+
+// Encode returns the line of a record. It is for writers of a log of their own
+// form, such as a ceremony's transcript; [Log.Append] does it for the log.
+func Encode(r Record) (Line, error) {
+	p, err := prepare(Entry{r.Event, r.Outcome, r.Request, r.Actor, r.Object})
+	if err != nil {
+		return Line{}, err
+	}
+	return p.place(r.Seq, r.Prev, r.Time, r.Boot, r.Mono)
+}
+
+// prepared is an entry with everything encoded that does not depend on its
+// place, so that the one writer only puts pieces together.
+type prepared struct {
+	entry  Entry
+	object Object // as a reader would have it
+	head   []byte // from { to "actor":...
+	body   []byte // "ob":...,"out":...
+}
+
+func prepare(e Entry) (*prepared, error) {
+	if e.Event == "" || e.Outcome == "" || e.Actor.Kind == "" {
+		return nil, fmt.Errorf("%w: event, outcome and actor are needed", ErrRecord)
+	}
+	ob := e.Object
+	if ob == nil {
+		ob = Object{}
+	}
+	p := &prepared{entry: e}
+	var err error
+	if p.head, err = jcs.Append([]byte(`{"actor":`), e.Actor.object()); err != nil {
+		return nil, fmt.Errorf("audit: actor: %w", err)
+	}
+	enc, err := jcs.Append(nil, plain(ob))
+	if err != nil {
+		return nil, fmt.Errorf("audit: object of %s: %w", e.Event, err)
+	}
+	if len(enc) > MaxLine {
+		return nil, ErrTooLarge
+	}
+	back, err := jcs.Parse(enc)
+	if err != nil {
+		return nil, fmt.Errorf("audit: object of %s: %w", e.Event, err)
+	}
+	p.object = objectOf(back)
+	p.body = append(append(append([]byte(`"ob":`), enc...), `,"out":`...), jcs.AppendString(nil, e.Outcome)...)
+	// The rest of a line is shorter than this.
+	if most := 512 + len(p.head) + len(p.body) + 6*(len(e.Event)+len(e.Request)); most > MaxLine {
+		return nil, ErrTooLarge
+	}
+	return p, nil
+}
+
+// place puts the pieces together; the keys are in canonical order.
+func (p *prepared) place(seq uint64, prev string, t time.Time, boot string, mono int64) (Line, error) {
+	t = t.UTC().Truncate(time.Microsecond)
+	b := make([]byte, 0, len(p.head)+len(p.body)+512)
+	b = append(b, p.head...)
+	b = jcs.AppendString(append(b, `,"boot":`...), boot)
+	b = jcs.AppendString(append(b, `,"ev":`...), p.entry.Event)
+	b = strconv.AppendInt(append(b, `,"mono":`...), mono, 10)
+	b = append(append(b, ','), p.body...)
+	b = jcs.AppendString(append(b, `,"prev":`...), prev)
+	b = jcs.AppendString(append(b, `,"req":`...), p.entry.Request)
+	b = strconv.AppendUint(append(b, `,"seq":`...), seq, 10)
+	b = jcs.AppendString(append(b, `,"t":`...), t.Format(timeForm))
+	b = append(b, `,"v":1}`...)
+	b = append(b, '\n')
+	if len(b) > MaxLine {
+		return Line{}, ErrTooLarge
+	}
+	return Line{Raw: b, Record: Record{
+		Version: 1, Seq: seq, Prev: prev, Time: t, Boot: boot, Mono: mono,
+		Event: p.entry.Event, Outcome: p.entry.Outcome, Request: p.entry.Request, Actor: p.entry.Actor, Object: p.object,
+	}}, nil
+}
+
+// ParseLine reads a line with its LF. It accepts the canonical form alone, with
+// exactly the fields of a record.
+func ParseLine(raw []byte) (Line, error) {
+	if len(raw) > MaxLine {
+		return Line{}, ErrTooLarge
+	}
+	text, ok := bytes.CutSuffix(raw, []byte("\n"))
+	if !ok {
+		return Line{}, fmt.Errorf("%w: it does not end in LF", ErrRecord)
+	}
+	v, err := jcs.Parse(text)
+	if err != nil {
+		return Line{}, fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	o := objectOf(v)
+	if len(o) != 11 {
+		return Line{}, fmt.Errorf("%w: its fields are not those of a record", ErrRecord)
+	}
+	actor := o.Object("actor")
+	r := Record{
+		Version: int(o.Int("v")), Seq: uint64(o.Int("seq")), Prev: o.String("prev"), Boot: o.String("boot"), Mono: o.Int("mono"),
+		Event: o.String("ev"), Outcome: o.String("out"), Request: o.String("req"), Object: o.Object("ob"),
+		Actor: Actor{actor.String("kind"), actor.String("id"), actor.String("src")},
+	}
+	if err := r.check(o); err != nil {
+		return Line{}, err
+	}
+	r.Time, _ = time.Parse(timeForm, o.String("t"))
+	return Line{Raw: bytes.Clone(raw), Record: r}, nil
+}
+
+// check refuses a record in which a field is missing or has another type.
+func (r *Record) check(o Object) error {
+	_, req := o["req"].(string)
+	_, boot := o["boot"].(string)
+	_, mono := o["mono"].(int64)
+	_, seq := o["seq"].(int64)
+	t, err := time.Parse(timeForm, o.String("t"))
+	prev, hexErr := hex.DecodeString(r.Prev)
+	switch {
+	case r.Version != 1:
+		return fmt.Errorf("%w: its version is not 1", ErrRecord)
+	case !seq || int64(r.Seq) < 0 || !req || !boot || !mono || r.Object == nil || r.Event == "" || r.Outcome == "" || r.Actor.Kind == "":
+		return fmt.Errorf("%w: a field is missing or of another type", ErrRecord)
+	case err != nil || t.Format(timeForm) != o.String("t"):
+		return fmt.Errorf("%w: its time has another form", ErrRecord)
+	case hexErr != nil || len(prev) != 32 || hex.EncodeToString(prev) != r.Prev:
+		return fmt.Errorf("%w: its prev is no SHA-256", ErrRecord)
+	}
+	return nil
+}

@@ -1,0 +1,265 @@
+package audit
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// Scan reads the lines from number from on, without the lock: it ends without an
+// error at a tail that is not whole, which a writer may be about to finish. It
+// checks each line's own form, not the chain.
+func Scan(dir string, from uint64, fn func(Line) error) error {
+	list, err := segments(dir)
+	if err != nil {
+		return err
+	}
+	for i, s := range list {
+		if i+1 < len(list) && list[i+1].first <= from {
+			continue
+		}
+		err := eachLine(filepath.Join(dir, segmentDir, s.name), func(raw []byte, whole bool) error {
+			l, err := ParseLine(raw)
+			if err != nil && i == len(list)-1 && !whole {
+				return io.EOF
+			}
+			if err != nil {
+				return fmt.Errorf("segment %s: %w", s.name, err)
+			}
+			if l.Record.Seq < from {
+				return nil
+			}
+			return fn(l)
+		})
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachLine hands out the lines of a file with their LF; whole is false for a
+// last one without it. A line is valid until fn returns.
+func eachLine(path string, fn func(raw []byte, whole bool) error) (err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	r := bufio.NewReaderSize(f, MaxLine+1)
+	for {
+		raw, err := r.ReadSlice('\n')
+		if len(raw) > 0 {
+			if ferr := fn(raw, err == nil); ferr != nil {
+				return ferr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("audit: reading %s: %w", filepath.Base(path), err)
+		}
+	}
+}
+
+// OriginOf reads the origin from the log's first record.
+func OriginOf(dir string) (string, error) {
+	origin := ""
+	err := Scan(dir, 0, func(l Line) error {
+		origin = l.Record.Object.String("origin")
+		return io.EOF
+	})
+	if err == nil && origin == "" {
+		err = ErrRecord
+	}
+	return origin, err
+}
+
+// Damage says where a log is not what it should be, and in which way.
+type Damage struct {
+	Segment string
+	Line    int   // within the segment, from 1
+	Offset  int64 // of the line within the segment, in octets
+	Seq     uint64
+	Why     string
+}
+
+// Error names the place.
+func (d *Damage) Error() string {
+	return fmt.Sprintf("audit: damaged: segment %s, line %d, octet %d (record %d): %s", d.Segment, d.Line, d.Offset, d.Seq, d.Why)
+}
+
+// VerifyOptions say by whose checkpoints a log is judged. Verifier is required.
+type VerifyOptions struct{ Verifier note.Verifier }
+
+// A Report is what a verified log holds.
+type Report struct {
+	Origin      string           `json:"origin"`
+	Records     uint64           `json:"records"`
+	Segments    int              `json:"segments"`
+	Root        string           `json:"root"`        // hex
+	Checkpoints int              `json:"checkpoints"` // whose signature and root were verified
+	Signed      uint64           `json:"signed"`      // records that the newest checkpoint covers
+	Unfinished  int64            `json:"unfinished"`  // octets after the last whole record
+	First       time.Time        `json:"first"`
+	Last        time.Time        `json:"last"`
+	Events      map[string]int64 `json:"events"` // "event outcome" and how often
+}
+
+// verifier walks a log from its first octet to its last.
+type verifier struct {
+	dir   string
+	by    note.Verifier
+	chain Chain
+	r     Report
+	notes map[uint64]tlog.Hash // roots of the checkpoint files, by size
+
+	seg    string
+	line   int
+	offset int64
+}
+
+// Verify checks a whole log: every line's form and place, every segment's hash
+// and frontier, every checkpoint in it and beside it. The error is *Damage for a
+// log that is not what it should be. It needs memory for one line.
+func Verify(ctx context.Context, dir string, o VerifyOptions) (Report, error) {
+	if o.Verifier == nil {
+		return Report{}, errors.New("audit: a verifier is required")
+	}
+	v := &verifier{dir: dir, by: o.Verifier, notes: make(map[uint64]tlog.Hash), r: Report{Events: make(map[string]int64)}}
+	list, err := segments(dir)
+	if err != nil {
+		return Report{}, err
+	}
+	if len(list) == 0 {
+		return Report{}, &Damage{Why: "there are no segments"}
+	}
+	if err := v.files(); err != nil {
+		return Report{}, err
+	}
+	var previous hash.Hash
+	for i, s := range list {
+		if s.first != v.chain.size {
+			return Report{}, &Damage{Segment: s.name, Seq: v.chain.size, Why: fmt.Sprintf("a segment is missing: record %d should come next", v.chain.size)}
+		}
+		if previous, err = v.segment(ctx, s.name, previous, i == len(list)-1); err != nil {
+			return Report{}, err
+		}
+	}
+	for size := range v.notes {
+		if size > v.chain.size {
+			return Report{}, v.damage(fmt.Sprintf("the log was cut: a signed checkpoint names %d records, there are %d", size, v.chain.size))
+		}
+	}
+	h := v.chain.Head()
+	v.r.Records, v.r.Segments, v.r.Root = h.Size, len(list), hex.EncodeToString(h.Root[:])
+	return v.r, nil
+}
+
+func (v *verifier) damage(why string) error {
+	return &Damage{Segment: v.seg, Line: v.line, Offset: v.offset, Seq: v.chain.size, Why: why}
+}
+
+// files reads the checkpoints beside the log.
+func (v *verifier) files() error {
+	sizes, err := numbered(filepath.Join(v.dir, checkpointDir), ".note")
+	if err != nil {
+		return err
+	}
+	for _, n := range sizes {
+		data, err := os.ReadFile(filepath.Join(v.dir, checkpointDir, noteName(n)))
+		if err != nil {
+			return fmt.Errorf("audit: %w", err)
+		}
+		size, root, err := OpenCheckpoint(data, v.by)
+		if err != nil || size != n {
+			return &Damage{Segment: noteName(n), Why: "the checkpoint does not verify with the audit certificate"}
+		}
+		v.notes[n] = root
+	}
+	return nil
+}
+
+func (v *verifier) segment(ctx context.Context, name string, previous hash.Hash, last bool) (hash.Hash, error) {
+	sum := sha256.New()
+	v.seg, v.line, v.offset = name, 0, 0
+	err := eachLine(filepath.Join(v.dir, segmentDir, name), func(raw []byte, whole bool) error {
+		v.line++
+		if !whole && last {
+			v.r.Unfinished = int64(len(raw))
+			return nil
+		}
+		l, err := ParseLine(raw)
+		if err != nil {
+			return v.damage(err.Error())
+		}
+		if v.line == 1 && v.chain.size > 0 {
+			if err := v.first(l, previous); err != nil {
+				return err
+			}
+		}
+		if err := v.record(l); err != nil {
+			return err
+		}
+		_, _ = sum.Write(raw)
+		v.offset += int64(len(raw))
+		return ctx.Err()
+	})
+	return sum, err
+}
+
+// first checks what a segment says of the one before it and of the tree.
+func (v *verifier) first(l Line, previous hash.Hash) error {
+	if l.Record.Object.String("previous_sha256") != hex.EncodeToString(previous.Sum(nil)) {
+		return v.damage("the segment before this one has another SHA-256")
+	}
+	at, err := frontierOf(l)
+	if err != nil || at.Head() != v.chain.Head() {
+		return v.damage("the frontier is not that of the records before")
+	}
+	return nil
+}
+
+func (v *verifier) record(l Line) error {
+	if l.Record.Event == "log.checkpoint" {
+		size, root, err := OpenCheckpoint([]byte(l.Record.Object.String("note")), v.by)
+		if err != nil {
+			return v.damage("the checkpoint in the record does not verify with the audit certificate")
+		}
+		if size != v.chain.size || root != v.chain.Head().Root {
+			return v.damage("the checkpoint in the record is not of the records before it")
+		}
+		v.r.Checkpoints++
+		v.r.Signed = size
+	}
+	if err := v.chain.Step(l); err != nil {
+		return v.damage(err.Error())
+	}
+	if root, ok := v.notes[v.chain.size]; ok && root != v.chain.Head().Root {
+		return v.damage("the signed checkpoint at this size has another root")
+	}
+	if l.Record.Seq == 0 {
+		v.r.Origin, v.r.First = l.Record.Object.String("origin"), l.Record.Time
+		if l.Record.Event != "log.genesis" || v.r.Origin != v.by.Name() {
+			return v.damage("the first record is no genesis of this origin")
+		}
+	}
+	v.r.Last = l.Record.Time
+	v.r.Events[l.Record.Event+" "+l.Record.Outcome]++
+	return nil
+}
