@@ -1,0 +1,173 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postern-pki/postern/hsm/ceremony"
+)
+
+func rehearseCommand(p *printer) *cobra.Command {
+	o := ceremony.Options{Rehearse: true}
+	c := &cobra.Command{
+		Use: "rehearse PLAN --out DIR", Short: "carry a plan out on a throw-away SoftHSM token", Args: one("plan"),
+		RunE: func(c *cobra.Command, args []string) error {
+			plan, err := readPlan(args[0])
+			if err != nil {
+				return err
+			}
+			return perform(c.Context(), p, plan, o)
+		},
+	}
+	c.Flags().StringVar(&o.Out, "out", "", "folder for what comes out: absent or empty")
+	c.Flags().StringVar(&o.SoftHSM, "softhsm", "", "SoftHSM's module, if it is not in its usual place")
+	return c
+}
+
+// pinFlags say where a PIN comes from, never what it is.
+type pinFlags struct {
+	prefix, what     string
+	file, credential string
+	fd               int
+}
+
+func (f *pinFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.file, f.prefix+"-file", "", "read "+f.what+" from a file of mode 0400 or 0600")
+	c.Flags().IntVar(&f.fd, f.prefix+"-fd", -1, "read "+f.what+" from an inherited descriptor")
+	c.Flags().StringVar(&f.credential, f.prefix+"-credential", "", "read "+f.what+" from a credential of the service manager")
+}
+
+// source returns the one source that was named; without one, the terminal.
+func (f *pinFlags) source(twice, terminal bool) (ceremony.PINSource, error) {
+	var named []ceremony.PINSource
+	if f.file != "" {
+		named = append(named, ceremony.PINFromFile(f.file))
+	}
+	if f.fd >= 0 {
+		named = append(named, ceremony.PINFromFD(f.fd))
+	}
+	if f.credential != "" {
+		named = append(named, ceremony.PINFromCredential(f.credential))
+	}
+	hint := fmt.Sprintf("--%[1]s-file F, --%[1]s-fd N or --%[1]s-credential NAME, or a terminal to ask at", f.prefix)
+	switch {
+	case len(named) > 1:
+		return nil, usagef(hint, "%s is to come from more than one place", f.what)
+	case len(named) == 1:
+		return named[0], nil
+	case !terminal:
+		return nil, usagef(hint, "there is no terminal to ask for %s at", f.what)
+	}
+	return ceremony.PINFromTerminal(f.what, twice), nil
+}
+
+func runCommand(p *printer) *cobra.Command {
+	var o ceremony.Options
+	user := &pinFlags{prefix: "pin", what: "the user PIN"}
+	officer := &pinFlags{prefix: "so-pin", what: "the security officer's PIN"}
+	c := &cobra.Command{
+		Use: "run PLAN --out DIR", Short: "carry a plan out", Args: one("plan"),
+		RunE: func(c *cobra.Command, args []string) error {
+			plan, err := readPlan(args[0])
+			if err != nil {
+				return err
+			}
+			terminal := haveTerminal()
+			if terminal {
+				o.Confirm = confirm
+			}
+			if plan.Class == ceremony.Production && !terminal {
+				return &ceremony.Error{Err: ceremony.ErrUnattended, Hint: "run it at a terminal, or rehearse it"}
+			}
+			if plan.Class == ceremony.Test {
+				o.Confirm = nil // the plan itself says that nothing depends on it
+			}
+			if o.PIN, err = user.source(plan.Token.New, terminal); err != nil {
+				return err
+			}
+			if plan.Token.New {
+				if o.SOPIN, err = officer.source(true, terminal); err != nil {
+					return err
+				}
+			}
+			return perform(c.Context(), p, plan, o)
+		},
+	}
+	c.Flags().StringVar(&o.Out, "out", "", "folder for what comes out: absent or empty")
+	user.add(c)
+	officer.add(c)
+	return c
+}
+
+func haveTerminal() bool {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	return tty.Close() == nil
+}
+
+// confirm shows what is about to happen and wants the end of the plan's digest typed.
+func confirm(ctx context.Context, i ceremony.Intention) error {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("asking for confirmation: %w", err)
+	}
+	want := i.Digest[len(i.Digest)-8:]
+	_, err = fmt.Fprintf(tty, "\nThis is no rehearsal. The plan %s\n  SHA-256 %s\nwill be carried out on %s,\nand what comes out is written to %s.\nNothing has been changed yet. To go on, type the last 8 characters of the approved plan's SHA-256: ",
+		i.Plan, i.Digest, i.Token, i.Out)
+	if err != nil {
+		return errors.Join(err, tty.Close())
+	}
+	typed := make(chan string, 1)
+	go func() {
+		defer func() { _ = tty.Close() }()
+		line, _ := bufio.NewReader(io.LimitReader(tty, 256)).ReadString('\n') // what was cut short is not the answer
+		typed <- line
+	}()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case line := <-typed:
+		if strings.TrimSpace(line) != want {
+			return &ceremony.Error{Err: errors.New("not confirmed"), Hint: "nothing was changed; compare the plan with the approved one"}
+		}
+		return nil
+	}
+}
+
+// perform carries a plan out and shows what came out.
+func perform(ctx context.Context, p *printer, plan ceremony.Plan, o ceremony.Options) error {
+	if o.Out == "" {
+		return usagef("--out DIR names a folder that is absent or empty", "where the output goes is not said")
+	}
+	if o.Rehearse {
+		p.line("REHEARSAL of plan %s, SHA-256 %s", plan.Name, plan.Digest())
+	}
+	o.Progress = func(step, say string) { p.line("  %-12s  %s", step, say) }
+	r, err := ceremony.Run(ctx, plan, o)
+	if err != nil {
+		return err
+	}
+	p.line("token %q, serial %s", r.TokenLabel, r.TokenSerial)
+	for _, k := range r.Keys {
+		p.line("key %-10s  %-8s  SHA-256 of the public key %s", k.Purpose, k.Algorithm, k.SPKI)
+	}
+	for _, c := range r.Certificates {
+		p.line("%-15s  %s  until %s  SHA-256 %s", c.File, c.Subject, c.NotAfter.Format("2006-01-02"), c.SHA256)
+	}
+	if r.PINFile != "" {
+		p.line("the PIN is in %s; SOFTHSM2_CONF=%s finds the token", r.PINFile, r.SoftHSM2Conf)
+	}
+	p.line("keys and files for the configuration: %s", r.KeysFile)
+	p.line("transcript: %s, %d records", r.Transcript, r.Records)
+	p.line("keep this, the transcript's SHA-256: %s", r.Digest)
+	return p.value(r)
+}

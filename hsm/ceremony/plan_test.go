@@ -1,0 +1,240 @@
+package ceremony_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/postern-pki/postern/hsm/ceremony"
+)
+
+func script(tb testing.TB, name string) string {
+	tb.Helper()
+	b, err := os.ReadFile(filepath.Join("scripts", name))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(b)
+}
+
+// plan parses the demo's plan with some of its text replaced.
+func plan(tb testing.TB, oldnew ...string) ceremony.Plan {
+	tb.Helper()
+	text := script(tb, "demo.yaml")
+	for i := 0; i < len(oldnew); i += 2 {
+		if !strings.Contains(text, oldnew[i]) {
+			tb.Fatalf("%q is not in the plan", oldnew[i])
+		}
+		text = strings.ReplaceAll(text, oldnew[i], oldnew[i+1])
+	}
+	p, err := ceremony.ParsePlan([]byte(text))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
+func TestThePlansOfTheProjectAreGood(t *testing.T) {
+	files, err := filepath.Glob("scripts/*.yaml")
+	if err != nil || len(files) < 2 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		text := script(t, filepath.Base(f))
+		p, err := ceremony.ParsePlan([]byte(text))
+		if err != nil {
+			t.Errorf("%s: %v", f, err)
+			continue
+		}
+		if p.Name+".yaml" != filepath.Base(f) || p.Text != text || len(p.Digest()) != 64 {
+			t.Errorf("%s: name %q, digest %q", f, p.Name, p.Digest())
+		}
+		if len(p.Warnings()) == 0 {
+			t.Errorf("%s: a self-signed CA on the service's token is no reason for a word", f)
+		}
+	}
+}
+
+func TestEveryKeyThatIsMissingIsNamed(t *testing.T) {
+	optional := map[string]bool{"backdate": true, "token.new": true, "token.label": true}
+	var doc map[string]any
+	if err := yaml.Unmarshal([]byte(script(t, "self-signed.yaml")), &doc); err != nil {
+		t.Fatal(err)
+	}
+	var walk func(m map[string]any, path string)
+	walk = func(m map[string]any, path string) {
+		for key, v := range m {
+			at := strings.TrimPrefix(path+"."+key, ".")
+			delete(m, key)
+			text, err := yaml.Marshal(doc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := ceremony.ParsePlan(text); !optional[at] && !hasFault(err, at, "is missing") {
+				t.Errorf("without %s: %v", at, err)
+			}
+			m[key] = v
+			if inner, ok := v.(map[string]any); ok {
+				walk(inner, at)
+			}
+		}
+	}
+	walk(doc, "")
+}
+
+func hasFault(err error, path, say string) bool {
+	e, ok := errors.AsType[*ceremony.PlanError](err)
+	if !ok {
+		return false
+	}
+	for _, f := range e.Faults {
+		if f.Path == path && strings.Contains(f.Say, say) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestParsePlanRefuses(t *testing.T) {
+	for name, tt := range map[string]struct{ old, repl, path, say string }{
+		"a later version":                     {"version: 1", "version: 2", "version", "none of 1"},
+		"an unknown class":                    {"class: test", "class: prod", "class", "none of test, production"},
+		"a name that is no file name":         {"name: demo", "name: ../demo", "name", "at most 32"},
+		"a relative module":                   {"/usr/lib/softhsm", "softhsm", "token.module", "absolute"},
+		"a new token with a serial":           {"new: true", "new: true\n  serial: '12'", "token.serial", "either"},
+		"neither new nor a serial":            {"new: true", "new: false", "token.serial", "is missing"},
+		"a label longer than a token's":       {"label: postern-demo", "label: " + strings.Repeat("x", 33), "token.label", "longer than 32"},
+		"two keys of one label":               {"label: tls", "label: audit", "keys.audit.label", "another key"},
+		"an RA that signs with EC":            {"label: ra-sign,    algorithm: RSA-2048", "label: ra-sign,    algorithm: P-256", "keys.ra-sign.algorithm", "none of RSA-2048"},
+		"an audit key that is not P-256":      {"label: audit,      algorithm: P-256", "label: audit,      algorithm: P-384", "keys.audit.algorithm", "none of P-256"},
+		"RSA of 1024 bits":                    {"RSA-2048", "RSA-1024", "keys.ra-sign.algorithm", "none of"},
+		"two certificates of one subject":     {"Demo Audit Log", "Demo Device CA", "certificates.audit.subject", "another certificate"},
+		"an RA that outlives its CA":          {"validity: 825d", "validity: 9y", "certificates.ra-sign.validity", ""},
+		"a TLS certificate of three years":    {"validity: 90d", "validity: 3y", "certificates.tls.validity", "not between"},
+		"no unit":                             {"validity: 90d", "validity: '90'", "certificates.tls.validity", "no duration"},
+		"a duration beyond all numbers":       {"validity: 90d", "validity: 1000000y", "certificates.tls.validity", "no duration"},
+		"clientAuth for the RA":               {"[certificateRequestAgent]", "[clientAuth]", "certificates.ra-sign.extended[0]", "none of"},
+		"one extended usage twice":            {"[certificateRequestAgent]", "[serverAuth, serverAuth]", "certificates.ra-sign.extended[1]", "twice"},
+		"no extended usage":                   {"[certificateRequestAgent]", "[]", "certificates.ra-sign.extended", "1 to 2"},
+		"a wildcard":                          {"[localhost,", "['*.example',", "certificates.tls.names[0]", "wildcards"},
+		"a name twice":                        {"[localhost,", "[localhost, localhost,", "certificates.tls.names[1]", "twice"},
+		"a subject without a value":           {"CN=demo-operator,", "CN,", "operators.first.subject", ""},
+		"an empty value":                      {"CN=demo-operator,", "CN=,", "operators.first.subject", "empty"},
+		"a multi-valued RDN":                  {"CN=demo-operator,", "CN=a+OU=b,", "operators.first.subject", "backslash"},
+		"a type that a CA does not need":      {"CN=demo-operator,", "emailAddress=a@b,", "operators.first.subject", "not supported"},
+		"a country of three letters":          {"CN=demo-operator,", "CN=a,C=USA,", "operators.first.subject", "more than 2"},
+		"a common name beyond the bound":      {"CN=demo-operator,", "CN=" + strings.Repeat("x", 65) + ",", "operators.first.subject", "more than 64"},
+		"a key twice":                         {"class: test", "class: test\nclass: test", "class", "twice"},
+		"an anchor":                           {"label: postern-demo", "label: &x postern-demo", "token.label", "plain"},
+		"null":                                {"class: test", "class: ", "class", "empty"},
+		"a list for a mapping":                {"  ca:         {subject: 'CN=Postern Demo Operator CA,O=Example Corp', validity: 10y}", "  ca: []", "operators.ca", "mapping"},
+		"a second document":                   {"operators:", "---\noperators:", "", "more than one"},
+		"characters that nobody sees":         {"name: demo", "name: demo # \u202e", "", "cannot see"},
+		"more than a record can hold":         {"version: 1", "version: 1 # " + strings.Repeat("x", 16<<10), "", "more than"},
+		"a tab for indentation":               {"  ca:         {label", "\tca:         {label", "", ""},
+		"an alias to nothing":                 {"class: test", "class: *nothing", "", "unknown anchor"},
+		"backdating by a week":                {"class: test", "class: test\nbackdate: 7d", "backdate", "not between"},
+		"a production token called REHEARSAL": {"class: test", "class: production # ", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := script(t, "demo.yaml")
+			if !strings.Contains(text, tt.old) {
+				t.Fatalf("%q is not in the plan", tt.old)
+			}
+			text = strings.ReplaceAll(text, tt.old, tt.repl)
+			if strings.Contains(name, "REHEARSAL") {
+				text = strings.Replace(text, "label: postern-demo", "label: rehearsal-1", 1)
+				tt.path, tt.say = "token.label", "is not called"
+			}
+			if name == "an RA that outlives its CA" {
+				text = strings.Replace(text, "Device CA,O=Example Corp', validity: 10y", "Device CA,O=Example Corp', validity: 8y", 1)
+			}
+			_, err := ceremony.ParsePlan([]byte(text))
+			if !hasFault(err, tt.path, tt.say) {
+				t.Errorf("ParsePlan: %v; want %s: %s", err, tt.path, tt.say)
+			}
+		})
+	}
+}
+
+func TestAllFaultsAreToldAtOnceByTheirPlaces(t *testing.T) {
+	text := strings.NewReplacer("class: test", "classe: test", "label: ra-sign", "lable: ra-sign", "90d", "90x").Replace(script(t, "demo.yaml"))
+	_, err := ceremony.ParsePlan([]byte(text))
+	e, ok := errors.AsType[*ceremony.PlanError](err)
+	if !ok {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`line 5, column 1: classe: unknown key; did you mean "class"?`,
+		`keys.ra-sign.lable: unknown key; did you mean "label"?`,
+		`class: is missing`, `keys.ra-sign.label: is missing`, `"90x" is no duration`,
+	} {
+		if !strings.Contains(e.Error(), want) {
+			t.Errorf("no %q in:\n%v", want, e)
+		}
+	}
+	for i := 1; i < len(e.Faults); i++ {
+		if e.Faults[i].Line < e.Faults[i-1].Line {
+			t.Errorf("%v comes after %v", e.Faults[i], e.Faults[i-1])
+		}
+	}
+}
+
+func TestSubjectsAreThoseOfRFC4514(t *testing.T) {
+	for in, want := range map[string]string{
+		"CN=a,O=b,C=DE":          "CN=a,O=b,C=DE",
+		"cn=a,o=b":               "CN=a,O=b",
+		`CN=a\, Inc.,O=\#1\ `:    `CN=a\, Inc.,O=\#1\ `,
+		`CN=\<a\>\;\"b\"\+\\c`:   `CN=\<a\>\;\"b\"\+\\c`,
+		"CN=Größe,DC=example":    "CN=Größe,DC=example",
+		"SERIALNUMBER=12-A, O=b": "SERIALNUMBER=12-A,O=b",
+		"CN= a":                  "", "CN=a ": "", "CN=a,": "", "CN=a ,O=b": "", "": "", "=a": "", "CN=#0401": "",
+		"CN=a\x00": "", "CN=\xff": "", "C=de": "", "DC=ä": "", `CN=a\`: "", `CN=a\61`: "",
+	} {
+		s, err := ceremony.ParseSubject(in)
+		if want == "" {
+			if err == nil {
+				t.Errorf("ParseSubject(%q) = %v", in, s)
+			}
+			continue
+		}
+		if err != nil || s.String() != want {
+			t.Errorf("ParseSubject(%q) = %v, %v; want %s", in, s, err, want)
+		}
+	}
+}
+
+// FuzzParsePlan checks that no text makes the parser panic, and that what it
+// accepts has what a ceremony relies on.
+func FuzzParsePlan(f *testing.F) {
+	demo := script(f, "demo.yaml")
+	f.Add([]byte(demo))
+	f.Add([]byte(script(f, "self-signed.yaml")))
+	f.Add([]byte(strings.ReplaceAll(demo, "{", "[")))
+	f.Add([]byte("a: &a [*a, *a]\n"))
+	f.Add([]byte("? {a: b}\n: c\n"))
+	f.Add([]byte("---\n--- !!binary x"))
+	f.Add([]byte(strings.Replace(demo, "new: true", "serial: '0123456789abcdef'", 1)))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		p, err := ceremony.ParsePlan(text)
+		if err != nil {
+			if e, ok := errors.AsType[*ceremony.PlanError](err); !ok || len(e.Faults) == 0 {
+				t.Errorf("an error without a fault: %v", err)
+			}
+			return
+		}
+		if len(p.Keys) != 5 || len(p.Certificates) != 5 || len(p.Operators) != 2 || p.Text != string(text) || !filepath.IsAbs(p.Token.Module) {
+			t.Errorf("accepted, but not whole: %+v", p)
+		}
+		for _, c := range append(p.Certificates, p.Operators...) {
+			again, err := ceremony.ParseSubject(c.Subject.String())
+			if err != nil || again.String() != c.Subject.String() {
+				t.Errorf("subject %q is read again as %q, %v", c.Subject, again, err)
+			}
+		}
+	})
+}
