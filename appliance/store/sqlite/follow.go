@@ -1,0 +1,274 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/postern-pki/postern/appliance/store"
+	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/policy"
+	"github.com/postern-pki/postern/policy/challenge"
+)
+
+// writes are the statements of the one connection that writes.
+type writes struct {
+	begin, commit, rollback *sql.Stmt
+	head, setHead           *sql.Stmt
+	create, revoke, refuse  *sql.Stmt
+	intent, spend           *sql.Stmt
+	result, due, free       *sql.Stmt
+	all                     []*sql.Stmt
+}
+
+// close closes all statements: database/sql does not do so for those of one
+// connection, and SQLite keeps a connection that has some.
+func (w *writes) close() error {
+	var errs []error
+	for _, s := range w.all {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (w *writes) prepare(ctx context.Context, conn *sql.Conn) (err error) {
+	for _, p := range []struct {
+		stmt **sql.Stmt
+		text string
+	}{
+		{&w.begin, `BEGIN IMMEDIATE`},
+		{&w.commit, `COMMIT`},
+		{&w.rollback, `ROLLBACK`},
+		{&w.head, `SELECT seq, hash FROM head`},
+		{&w.setHead, `INSERT INTO head (one, seq, hash) VALUES (1, ?, ?)
+			ON CONFLICT (one) DO UPDATE SET seq = excluded.seq, hash = excluded.hash`},
+		{&w.create, `INSERT INTO challenge (seq, id, tag, profile, names, created, expires, state)
+			VALUES (?, ?, ?, ?, ?, ?, ?, 'open')`},
+		{&w.revoke, `UPDATE challenge SET state = 'revoked' WHERE id = ? AND state = 'open'`},
+		{&w.refuse, `UPDATE challenge SET refusals = refusals + 1 WHERE id = ?`},
+		{&w.intent, `INSERT INTO certificate (` + columns(intentColumns) + `)
+			VALUES (` + strings.TrimSuffix(strings.Repeat("?, ", len(intentColumns)), ", ") + `)`},
+		{&w.spend, `UPDATE challenge SET state = 'spent', spent_by = ?, lineage = ? WHERE id = ? AND state = 'open'`},
+		{&w.result, `UPDATE certificate SET state = ?, result_seq = ?, der = ? WHERE intent_seq = ? AND state = 'intended'`},
+		{&w.due, `UPDATE certificate SET revocation_due = 1 WHERE serial = ? RETURNING intent_seq, state`},
+		// A challenge that was freed already may have been spent by another intent.
+		{&w.free, `UPDATE challenge SET state = 'open', spent_by = 0, lineage = ''
+			WHERE id = (SELECT challenge FROM certificate WHERE intent_seq = ?1
+				AND (state = 'failed' OR state = 'unknown' AND revocation_due = 1))
+			AND state = 'spent' AND spent_by = ?1`},
+	} {
+		if *p.stmt, err = conn.PrepareContext(ctx, p.text); err != nil {
+			return fmt.Errorf("preparing %q: %w", p.text, err)
+		}
+		w.all = append(w.all, *p.stmt)
+	}
+	return nil
+}
+
+// Next returns the seq of the first line that the index has not seen.
+func (s *Store) Next(ctx context.Context) (uint64, error) {
+	h, err := headOf(one(ctx, s.reads.head))
+	if err != nil {
+		return 0, fmt.Errorf("store: reading the head: %w", fault(err))
+	}
+	return h.next, nil
+}
+
+// head is how far the index has come.
+type head struct {
+	next uint64
+	hash [32]byte // of the last line, zero if there is none
+}
+
+func headOf(r row) (head, error) {
+	var seq uint64
+	var hash []byte
+	switch err := r.Scan(&seq, &hash); {
+	case errors.Is(err, sql.ErrNoRows):
+		return head{}, nil
+	case err != nil:
+		return head{}, err
+	}
+	if len(hash) != 32 {
+		return head{}, fmt.Errorf("%w: the hash of the last line has %d bytes", ErrDamaged, len(hash))
+	}
+	return head{next: seq + 1, hash: [32]byte(hash)}, nil
+}
+
+// Follow applies the lines in order, all or none. It refuses lines that are not
+// the next ones, or do not continue the chain, with [store.ErrGap]; and a line that
+// contradicts the index. The context's end does not stop it: what is durable in
+// the log has to be in the index.
+func (s *Store) Follow(ctx context.Context, batch []audit.Line) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	ctx = context.WithoutCancel(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	if _, err := s.writes.begin.ExecContext(ctx); err != nil {
+		return fmt.Errorf("store: beginning a batch: %w", fault(err))
+	}
+	if err := s.apply(ctx, batch); err != nil {
+		// Where SQLite has rolled back by itself this fails, and changes nothing.
+		_, _ = s.writes.rollback.ExecContext(ctx)
+		return fault(err)
+	}
+	s.keeper.wrote(len(batch))
+	return nil
+}
+
+// apply does the work of Follow, inside its transaction.
+func (s *Store) apply(ctx context.Context, batch []audit.Line) error {
+	h, err := headOf(s.writes.head.QueryRowContext(ctx))
+	if err != nil {
+		return fmt.Errorf("store: reading the head: %w", err)
+	}
+	for _, l := range batch {
+		if l.Record.Seq != h.next {
+			return fmt.Errorf("%w: line %d came, and %d is the next", store.ErrGap, l.Record.Seq, h.next)
+		}
+		if l.Record.Prev != hex.EncodeToString(h.hash[:]) {
+			return fmt.Errorf("%w: line %d does not continue the line before it as the index knows that", store.ErrGap, l.Record.Seq)
+		}
+		changes, err := store.Changes(l)
+		if err != nil {
+			return err
+		}
+		for _, c := range changes {
+			if err := s.change(ctx, l.Record.Seq, c); err != nil {
+				return fmt.Errorf("store: line %d: %w", l.Record.Seq, err)
+			}
+		}
+		h = head{l.Record.Seq + 1, l.Hash()}
+	}
+	if _, err := s.writes.setHead.ExecContext(ctx, h.next-1, h.hash[:]); err != nil {
+		return fmt.Errorf("store: recording the head: %w", err)
+	}
+	if _, err := s.writes.commit.ExecContext(ctx); err != nil {
+		return fmt.Errorf("store: committing lines up to %d: %w", h.next-1, err)
+	}
+	return nil
+}
+
+// change applies one change of the line seq.
+func (s *Store) change(ctx context.Context, seq uint64, c store.Change) error {
+	w := &s.writes
+	switch c := c.(type) {
+	case store.ChallengeCreated:
+		return w.challenge(ctx, seq, c.Record)
+	case store.ChallengeRevoked:
+		_, err := w.revoke.ExecContext(ctx, c.ID)
+		return err
+	case store.ChallengeRefused:
+		_, err := w.refuse.ExecContext(ctx, c.ID)
+		return err
+	case store.Intent:
+		return w.intend(ctx, c.Issuance)
+	case store.Result:
+		return w.end(ctx, c)
+	case store.RevocationDue:
+		return w.revocation(ctx, c.Serial)
+	default:
+		return fmt.Errorf("a change %T that the index does not know", c)
+	}
+}
+
+func (w *writes) challenge(ctx context.Context, seq uint64, r challenge.Record) error {
+	names, err := marshalNames(r.Names)
+	if err != nil {
+		return err
+	}
+	_, err = w.create.ExecContext(ctx, seq, r.ID, r.Tag[:], r.Profile, names, r.Created.Unix(), r.Expires.Unix())
+	if err != nil {
+		return fmt.Errorf("creating challenge %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+func (w *writes) intend(ctx context.Context, i store.Issuance) error {
+	if _, err := w.intent.ExecContext(ctx, intentValues(&i)...); err != nil {
+		return fmt.Errorf("adding serial %s: %w", i.Serial, err)
+	}
+	if i.Challenge == "" {
+		return nil
+	}
+	switch n, err := changed(w.spend.ExecContext(ctx, i.IntentSeq, i.Lineage, i.Challenge)); {
+	case err != nil:
+		return fmt.Errorf("spending challenge %s: %w", i.Challenge, err)
+	case n != 1:
+		return fmt.Errorf("an intent spends challenge %s, which is not open", i.Challenge)
+	}
+	return nil
+}
+
+func (w *writes) end(ctx context.Context, r store.Result) error {
+	var der any
+	if r.State == store.Issued {
+		der = r.Certificate
+	}
+	switch n, err := changed(w.result.ExecContext(ctx, string(r.State), r.Seq, der, r.IntentSeq)); {
+	case err != nil:
+		return fmt.Errorf("closing intent %d: %w", r.IntentSeq, err)
+	case n != 1:
+		return fmt.Errorf("a result for intent %d, which is unknown or has one", r.IntentSeq)
+	case r.State == store.Issued:
+		return nil
+	}
+	_, err := w.free.ExecContext(ctx, r.IntentSeq)
+	return err
+}
+
+func (w *writes) revocation(ctx context.Context, serial string) error {
+	var seq uint64
+	var state string
+	err := w.due.QueryRowContext(ctx, serial).Scan(&seq, &state)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return fmt.Errorf("a revocation of serial %s, which is unknown", serial)
+	case err != nil:
+		return fmt.Errorf("marking serial %s: %w", serial, err)
+	case store.State(state) != store.Unknown:
+		return nil
+	}
+	_, err = w.free.ExecContext(ctx, seq)
+	return err
+}
+
+// changed returns the number of rows that a statement changed.
+func changed(r sql.Result, err error) (int64, error) {
+	if err != nil {
+		return 0, err
+	}
+	return r.RowsAffected()
+}
+
+// names is the form in which names are kept. An empty list and none are the same
+// text, so that a rebuild gives what the service wrote.
+type names struct {
+	Subject []policy.Attribute `json:"subject,omitempty"`
+	DNS     []string           `json:"dns,omitempty"`
+	IP      []string           `json:"ip,omitempty"`
+	Email   []string           `json:"email,omitempty"`
+	URI     []string           `json:"uri,omitempty"`
+}
+
+func namesOf(n policy.Names) names { return names{n.Subject, n.DNS, n.IP, n.Email, n.URI} }
+
+func marshalNames(n policy.Names) (string, error) {
+	b, err := json.Marshal(namesOf(n))
+	return string(b), err
+}
+
+func unmarshalNames(text []byte) (policy.Names, error) {
+	var n names
+	err := json.Unmarshal(text, &n)
+	return policy.Names{Subject: n.Subject, DNS: n.DNS, IP: n.IP, Email: n.Email, URI: n.URI}, err
+}

@@ -1,0 +1,242 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/postern-pki/postern/appliance/store"
+	"github.com/postern-pki/postern/policy/challenge"
+)
+
+// intentColumns are the columns that an intent sets, in the order of
+// [intentValues]; resultColumns are the others.
+var (
+	intentColumns = []string{
+		"intent_seq", "serial", "profile", "issuer", "request", "subject", "names", "spki", "not_before", "not_after",
+		"lineage", "generation", "lineage_from", "predecessor", "challenge", "transaction_id", "signer", "csr", "state",
+	}
+	resultColumns = []string{"result_seq", "revocation_due", "der"}
+)
+
+const challengeColumns = "id, tag, profile, names, created, expires, state, refusals, spent_by, lineage"
+
+func columns(lists ...[]string) string {
+	var all []string
+	for _, l := range lists {
+		all = append(all, l...)
+	}
+	return strings.Join(all, ", ")
+}
+
+func intentValues(i *store.Issuance) []any {
+	return []any{
+		i.IntentSeq, i.Serial, i.Profile, i.Issuer, i.Request, i.Subject, i.Names, i.SPKI, i.NotBefore.Unix(), i.NotAfter.Unix(),
+		i.Lineage, i.Generation, i.LineageFrom.Unix(), i.Predecessor, i.Challenge, i.Transaction, i.Signer, i.CSR, string(i.State),
+	}
+}
+
+// reads are the statements that an enrollment needs, on every connection that
+// reads.
+type reads struct {
+	head, byTag, challenge, certificate   *sql.Stmt
+	transaction, renewal, lineage, active *sql.Stmt
+	otherKey, intended                    *sql.Stmt
+}
+
+// valid are the certificates that exist or may come to exist.
+const valid = "state IN ('issued', 'intended')"
+
+func (r *reads) prepare(ctx context.Context, db *sql.DB) (err error) {
+	certificate := "SELECT " + columns(intentColumns, resultColumns) + " FROM certificate "
+	for _, p := range []struct {
+		stmt **sql.Stmt
+		text string
+	}{
+		{&r.head, "SELECT seq, hash FROM head"},
+		{&r.byTag, "SELECT " + challengeColumns + " FROM challenge WHERE tag = ?"},
+		{&r.challenge, "SELECT " + challengeColumns + " FROM challenge WHERE id = ?"},
+		{&r.certificate, certificate + "WHERE serial = ?"},
+		{&r.transaction, certificate + `WHERE substr(csr, 1, 16) = substr(?1, 1, 16) AND csr = ?1 AND signer = ? AND profile = ? AND transaction_id = ? AND state = 'issued'
+			ORDER BY intent_seq DESC LIMIT 1`},
+		{&r.renewal, certificate + `WHERE substr(csr, 1, 16) = substr(?1, 1, 16) AND csr = ?1 AND signer = ? AND profile = ? AND state = 'issued'
+			ORDER BY intent_seq DESC LIMIT 1`},
+		{&r.lineage, "SELECT generation FROM certificate WHERE lineage = ? AND " + valid + " ORDER BY generation DESC LIMIT 1"},
+		{&r.active, `SELECT count(*) FROM certificate AS c
+			WHERE substr(names, 1, 16) = substr(?1, 1, 16) AND names = ?1 AND not_after > ? AND profile = ? AND serial <> ? AND revocation_due = 0 AND ` + valid + `
+			AND NOT EXISTS (SELECT 1 FROM certificate AS s
+				WHERE s.predecessor = c.serial AND s.predecessor <> '' AND s.lineage = c.lineage AND s.` + valid + `)`},
+		{&r.otherKey, `SELECT EXISTS (SELECT 1 FROM certificate WHERE substr(spki, 1, 16) = substr(?1, 1, 16) AND spki = ?1
+			AND names <> ? AND profile <> '` + store.ServerProfile + "' AND " + valid + ")"},
+		{&r.intended, certificate + "WHERE state = 'intended' ORDER BY intent_seq"},
+	} {
+		if *p.stmt, err = db.PrepareContext(ctx, p.text); err != nil {
+			return fmt.Errorf("preparing %q: %w", p.text, err)
+		}
+	}
+	return nil
+}
+
+// row is what [sql.Row] and [sql.Rows] have in common.
+type row interface{ Scan(dest ...any) error }
+
+func scanChallenge(r row) (challenge.Record, error) {
+	var c challenge.Record
+	var tag, names []byte
+	var created, expires int64
+	err := r.Scan(&c.ID, &tag, &c.Profile, &names, &created, &expires, &c.State, &c.Refusals, &c.SpentBy, &c.Lineage)
+	if err != nil {
+		return challenge.Record{}, err
+	}
+	if len(tag) != len(c.Tag) {
+		return challenge.Record{}, fmt.Errorf("%w: the tag of challenge %s has %d bytes", ErrDamaged, c.ID, len(tag))
+	}
+	c.Tag, c.Created, c.Expires = [32]byte(tag), unix(created), unix(expires)
+	if c.Names, err = unmarshalNames(names); err != nil {
+		return challenge.Record{}, fmt.Errorf("%w: the names of challenge %s: %w", ErrDamaged, c.ID, err)
+	}
+	return c, nil
+}
+
+// scanIssuance reads intentColumns and resultColumns.
+func scanIssuance(r row) (store.Issuance, error) {
+	var i store.Issuance
+	var before, after, from int64
+	err := r.Scan(
+		&i.IntentSeq, &i.Serial, &i.Profile, &i.Issuer, &i.Request, &i.Subject, &i.Names, &i.SPKI, &before, &after,
+		&i.Lineage, &i.Generation, &from, &i.Predecessor, &i.Challenge, &i.Transaction, &i.Signer, &i.CSR, &i.State,
+		&i.ResultSeq, &i.RevocationDue, &i.Certificate,
+	)
+	if err != nil {
+		return store.Issuance{}, err
+	}
+	i.NotBefore, i.NotAfter, i.LineageFrom = unix(before), unix(after), unix(from)
+	return i, nil
+}
+
+// one asks for one row. What began is not interrupted: watching the context would
+// cost as much as half the look-up.
+func one(ctx context.Context, stmt *sql.Stmt, args ...any) row {
+	if err := ctx.Err(); err != nil {
+		return noRow{err}
+	}
+	return stmt.QueryRowContext(context.WithoutCancel(ctx), args...)
+}
+
+// noRow is a row that was not asked for.
+type noRow struct{ err error }
+
+func (r noRow) Scan(...any) error { return r.err }
+
+func unix(s int64) time.Time { return time.Unix(s, 0).UTC() }
+
+// ByTag returns the challenge that has the tag, or [challenge.ErrUnknown].
+func (s *Store) ByTag(ctx context.Context, tag [32]byte) (challenge.Record, error) {
+	c, err := scanChallenge(one(ctx, s.reads.byTag, tag[:]))
+	if errors.Is(err, sql.ErrNoRows) {
+		return challenge.Record{}, challenge.ErrUnknown
+	}
+	return c, reading("a challenge by its tag", err)
+}
+
+// Challenge returns the challenge that has the id, or [store.ErrNotFound].
+func (s *Store) Challenge(ctx context.Context, id string) (challenge.Record, error) {
+	c, err := scanChallenge(one(ctx, s.reads.challenge, id))
+	return c, reading("a challenge", err)
+}
+
+// Certificate returns what is known of a serial number, or [store.ErrNotFound].
+func (s *Store) Certificate(ctx context.Context, serial string) (store.Issuance, error) {
+	i, err := scanIssuance(one(ctx, s.reads.certificate, serial))
+	return i, reading("a certificate", err)
+}
+
+// Transaction returns the newest certificate that was issued for exactly these,
+// or [store.ErrNotFound].
+func (s *Store) Transaction(ctx context.Context, profile, transaction, signer, csr string) (store.Issuance, error) {
+	i, err := scanIssuance(one(ctx, s.reads.transaction, csr, signer, profile, transaction))
+	return i, reading("a transaction", err)
+}
+
+// RenewalOf returns the newest certificate that was issued to this signer for this
+// CSR, under whatever transaction, or [store.ErrNotFound].
+func (s *Store) RenewalOf(ctx context.Context, profile, signer, csr string) (store.Issuance, error) {
+	i, err := scanIssuance(one(ctx, s.reads.renewal, csr, signer, profile))
+	return i, reading("a renewal", err)
+}
+
+// LineageRenewals returns the highest generation among what was issued or is
+// intended in the lineage: 0 if it was never renewed, and -1 with
+// [store.ErrNotFound] if there is nothing of it.
+func (s *Store) LineageRenewals(ctx context.Context, lineage string) (int64, error) {
+	var n int64
+	if err := one(ctx, s.reads.lineage, lineage).Scan(&n); err != nil {
+		return -1, reading("a lineage", err)
+	}
+	return n, nil
+}
+
+// CountActive returns how many certificates of these names, a digest of
+// [policy.Names], the profile has: issued or intended, not expired, not due to be
+// revoked, not renewed. The serial except, which a renewal is about to replace,
+// does not count; "" is none.
+func (s *Store) CountActive(ctx context.Context, profile, names, except string, now time.Time) (int64, error) {
+	var n int64
+	err := one(ctx, s.reads.active, names, now.Unix(), profile, except).Scan(&n)
+	return n, reading("the active certificates", err)
+}
+
+// KeyUsedByOther reports whether the key is in a certificate of other names that
+// was issued or is intended, in any profile but that of our own listeners.
+func (s *Store) KeyUsedByOther(ctx context.Context, spki, names string) (bool, error) {
+	var used bool
+	err := one(ctx, s.reads.otherKey, spki, names).Scan(&used)
+	return used, reading("the uses of a key", err)
+}
+
+// OpenIntents returns the intents that have no result, oldest first.
+func (s *Store) OpenIntents(ctx context.Context) ([]store.Issuance, error) {
+	rows, err := s.reads.intended.QueryContext(ctx)
+	list, err := collect(rows, err, scanIssuance)
+	return list, reading("the open intents", err)
+}
+
+// reading says what was being read where err is not nil.
+func reading(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("store: reading %s: %w", what, fault(err))
+}
+
+// collect reads all rows. It takes the error of the query as well.
+func collect[T any](rows *sql.Rows, err error, scan func(row) (T, error)) (list []T, _ error) {
+	err = each(rows, err, scan, func(v T) error {
+		list = append(list, v)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
+}
+
+// each reads all rows, one at a time. It takes the error of the query as well.
+func each[T any](rows *sql.Rows, err error, scan func(row) (T, error), do func(T) error) (_ error) {
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		v, err := scan(rows)
+		if err == nil {
+			err = do(v)
+		}
+		if err != nil {
+			return errors.Join(err, rows.Close())
+		}
+	}
+	return errors.Join(rows.Err(), rows.Close())
+}

@@ -1,0 +1,88 @@
+// Package store is the state index: what the authority has to know to decide,
+// found by key instead of by reading the log.
+//
+// # What a caller may rely on
+//
+// The index changes only by [Changes] of log lines, applied in order and once,
+// by the same code in service and in a rebuild; it says up to which line it is
+// true. It can be deleted at any time: the log gives it back.
+//
+// # What it does not protect against
+//
+// It is not evidence. Who can write to the database can make the appliance
+// misjudge until the next rebuild, which is why a rebuild's result is compared.
+package store
+
+import (
+	"errors"
+	"time"
+
+	"github.com/postern-pki/postern/policy/challenge"
+)
+
+// Errors of a store. Anything else is a fault of the database.
+var (
+	ErrNotFound = errors.New("store: not found")
+	ErrGap      = errors.New("store: the line is not the next one")
+	ErrAhead    = errors.New("store: the index knows lines that the log does not have")
+)
+
+// State is what is known of a serial number.
+type State string
+
+// The states of a serial. Intended becomes Issued, Failed or Unknown, and never
+// anything else.
+const (
+	Intended State = "intended" // an intent is durable and no outcome is
+	Issued   State = "issued"
+	Failed   State = "failed"  // the signature was never made
+	Unknown  State = "unknown" // a crash hid whether it was made: the serial is burnt
+)
+
+// ServerProfile is the profile's name on certificates of our own listeners. No
+// configured profile can have it.
+const ServerProfile = "@server"
+
+// An Issuance is one serial number: what an intent line says of it, and what
+// became of it.
+type Issuance struct {
+	IntentSeq   uint64
+	Serial      string // lowercase hex
+	Profile     string
+	Issuer      string
+	Request     string // request id
+	Subject     string // RFC 4514
+	Names       string // digest of all names, see policy.Names
+	SPKI        string // hex SHA-256 of the SubjectPublicKeyInfo
+	NotBefore   time.Time
+	NotAfter    time.Time
+	Lineage     string // request id of the enrollment that began it
+	Generation  int64  // 0 for the enrollment, n for the n-th renewal
+	LineageFrom time.Time
+	Predecessor string // serial that a renewal was signed by, or ""
+	Challenge   string // id that the intent spent, or ""
+	Transaction string // transactionID as received
+	Signer      string // "cert:" or "key:" and hex SHA-256: who signed the request
+	CSR         string // hex SHA-256 of the CSR
+
+	State         State
+	ResultSeq     uint64 // 0 while intended
+	Certificate   []byte // DER, only where issued
+	RevocationDue bool   // to be listed as revoked
+}
+
+// CertificateFilter selects issuances, newest intent first.
+type CertificateFilter struct {
+	Profile string
+	Subject string // a part of the RFC 4514 text, "" for all
+	State   State
+	Before  uint64 // intent seq to continue before; 0: from the newest
+	Limit   int    // at most 1,000; 0 means 100
+}
+
+// ChallengeFilter selects challenges, newest first.
+type ChallengeFilter struct {
+	Profile string
+	State   challenge.State
+	Limit   int // at most 1,000; 0 means 100
+}
