@@ -1,0 +1,4 @@
+package scep
+
+// DecodeMessage is for FuzzQuery.
+var DecodeMessage = decodeMessage

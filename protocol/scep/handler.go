@@ -1,0 +1,220 @@
+package scep
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"math/big"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postern-pki/postern/protocol"
+)
+
+// deadline is for all that a request makes the appliance do.
+const deadline = 20 * time.Second
+
+// Media types, without parameters, as clients compare them whole (RFC 8894,
+// sections 3.5.2, 4.2.1.2 and 4.3.1).
+const (
+	typeText    = "text/plain"
+	typeCerts   = "application/x-x509-ca-ra-cert"
+	typeMessage = "application/x-pki-message"
+)
+
+// Options are what [NewHandler] needs.
+type Options struct {
+	Authority protocol.Authority
+	Keys      protocol.Keys
+	Now       func() time.Time // default time.Now
+	Log       *zap.Logger      // default none; gets faults of the appliance, never what a stranger sent
+	// Sleep waits for d or until ctx is done; by default with a timer.
+	Sleep func(ctx context.Context, d time.Duration)
+}
+
+type handler struct {
+	authority protocol.Authority
+	keys      protocol.Keys
+	now       func() time.Time
+	log       *zap.Logger
+	sleep     func(ctx context.Context, d time.Duration)
+}
+
+// NewHandler serves SCEP for all profiles of the authority, each under
+// /scep/<profile>. It wants whole paths: nothing before it may strip a prefix.
+func NewHandler(o Options) http.Handler {
+	h := &handler{authority: o.Authority, keys: o.Keys, now: o.Now, log: o.Log, sleep: o.Sleep}
+	if h.now == nil {
+		h.now = time.Now
+	}
+	if h.log == nil {
+		h.log = zap.NewNop()
+	}
+	if h.sleep == nil {
+		h.sleep = sleep
+	}
+	return h
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// An answer is complete before its first byte is written, so that a fault on the
+// way can still become a 503.
+type answer struct {
+	status      int
+	contentType string
+	body        []byte
+}
+
+// plain answers with fixed words of ours.
+func plain(status int) answer {
+	return answer{status: status, contentType: typeText, body: []byte(strings.ToLower(http.StatusText(status)) + "\n")}
+}
+
+// ServeHTTP implements http.Handler.
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), deadline)
+	defer cancel()
+	h.respond(ctx, w, r).write(w)
+}
+
+// respond makes a fault of ours a 503: a device tries again then.
+func (h *handler) respond(ctx context.Context, w http.ResponseWriter, r *http.Request) (a answer) {
+	defer func() {
+		if v := recover(); v != nil {
+			h.log.Error("scep: panic", zap.Any("value", v), zap.ByteString("stack", debug.Stack()))
+			a = plain(http.StatusServiceUnavailable)
+		}
+	}()
+	profile, ok := route(r.URL.EscapedPath())
+	if !ok {
+		return plain(http.StatusNotFound)
+	}
+	a, err := h.serve(ctx, w, r, profile)
+	if err != nil {
+		h.log.Error("scep: request not served", zap.String("profile", profile), zap.Error(err))
+		return plain(http.StatusServiceUnavailable)
+	}
+	return a
+}
+
+func (a answer) write(w http.ResponseWriter) {
+	header := w.Header()
+	header.Set("Content-Type", a.contentType)
+	header.Set("Content-Length", strconv.Itoa(len(a.body)))
+	// A GET may be a PKIOperation (RFC 8894, section 4.1), and is not idempotent.
+	header.Set("Cache-Control", "no-store")
+	header.Set("X-Content-Type-Options", "nosniff")
+	switch a.status {
+	case http.StatusServiceUnavailable:
+		header.Set("Retry-After", retryAfter())
+	case http.StatusMethodNotAllowed:
+		header.Set("Allow", "GET, POST")
+	}
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body) // a client that went away is told nothing
+}
+
+// retryAfter is 5 to 15 seconds, by chance, so that devices that failed together
+// do not come back together.
+func retryAfter() string {
+	n, err := rand.Int(rand.Reader, big.NewInt(11))
+	if err != nil {
+		return "10"
+	}
+	return strconv.FormatInt(5+n.Int64(), 10)
+}
+
+// route returns the profile of a path. Clients append what they know of other
+// servers (RFC 8894, section 4.1 leaves the path open), but nothing else is
+// taken: no escape, so that a path has one spelling for every filter on the way.
+func route(escaped string) (profile string, ok bool) {
+	rest, ok := strings.CutPrefix(escaped, "/scep/")
+	if !ok || strings.Contains(rest, "%") {
+		return "", false
+	}
+	end := strings.IndexByte(rest, '/')
+	if end < 0 {
+		end = len(rest)
+	}
+	profile = rest[:end]
+	if profile == "" || profile == "." || profile == ".." {
+		return "", false
+	}
+	switch rest[end:] {
+	case "", "/", "/pkiclient.exe", "/cgi-bin/pkiclient.exe", "/mscep.dll",
+		"/certsrv/mscep/mscep.dll", "/certsrv/mscep/mscep.dll/pkiclient.exe":
+		return profile, true
+	default:
+		return "", false
+	}
+}
+
+// An exchange is one request on its way.
+type exchange struct {
+	*handler
+	service protocol.Service
+	record  protocol.Rejected // what the log gets if the message does not become a request
+	arrived time.Time
+	message Message
+}
+
+// reject records the message; the id is under which it stands in the log.
+func (x *exchange) reject(ctx context.Context, kind protocol.Kind, why string) (string, error) {
+	r := x.record
+	r.Kind, r.Why = kind, why
+	return x.authority.Reject(ctx, r)
+}
+
+// refuse records the message, and answers without a CertRep.
+func (x *exchange) refuse(ctx context.Context, status int, kind protocol.Kind, why string) (answer, error) {
+	if _, err := x.reject(ctx, kind, why); err != nil {
+		return answer{}, err
+	}
+	return plain(status), nil
+}
+
+// served records a plain question, and answers it.
+func (x *exchange) served(ctx context.Context, contentType string, body []byte) (answer, error) {
+	r := x.record
+	r.Served = true
+	if _, err := x.authority.Reject(ctx, r); err != nil {
+		return answer{}, err
+	}
+	return answer{status: http.StatusOK, contentType: contentType, body: body}, nil
+}
+
+func (h *handler) serve(ctx context.Context, w http.ResponseWriter, r *http.Request, profile string) (answer, error) {
+	q, queryOK := parseQuery(r.URL.RawQuery)
+	x := &exchange{handler: h, record: protocol.Rejected{
+		Protocol: "scep", Profile: profile, Source: r.RemoteAddr, Operation: q.operation,
+	}}
+	var err error
+	x.service, err = h.authority.Service(ctx, profile)
+	switch {
+	case errors.Is(err, protocol.ErrUnknownProfile):
+		return x.refuse(ctx, http.StatusNotFound, protocol.NotFound, "unknown profile")
+	case err != nil:
+		return answer{}, err
+	case r.Method != http.MethodGet && r.Method != http.MethodPost:
+		return x.refuse(ctx, http.StatusMethodNotAllowed, protocol.Unsupported, "method")
+	case !queryOK:
+		return x.refuse(ctx, http.StatusBadRequest, protocol.Unsupported, "operation or message twice")
+	case r.Method == http.MethodPost:
+		return x.post(ctx, w, r, q)
+	default:
+		return x.get(ctx, q)
+	}
+}

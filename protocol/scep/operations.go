@@ -1,0 +1,110 @@
+package scep
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/cms"
+)
+
+// maxBody bounds the message in a POST, in octets.
+const maxBody = 64 << 10
+
+const (
+	opCaps    = "GetCACaps"
+	opCACert  = "GetCACert"
+	opNextCA  = "GetNextCACert"
+	opMessage = "PKIOperation"
+)
+
+// get answers the operations of a GET (RFC 8894, sections 3.5.2, 4.2, 4.3, 4.7).
+func (x *exchange) get(ctx context.Context, q query) (answer, error) {
+	switch q.operation {
+	case opCaps:
+		return x.caps(ctx)
+	case opCACert:
+		return x.caCert(ctx, q)
+	case opNextCA:
+		return x.refuse(ctx, http.StatusNotFound, protocol.Unsupported, "no next CA")
+	case opMessage:
+		if len(q.message) > maxQueryMessage {
+			x.record.Bytes = int64(len(q.message))
+			return x.refuse(ctx, http.StatusRequestURITooLong, protocol.Unsupported, "message too long")
+		}
+		message, ok := decodeMessage(q.message)
+		if !ok {
+			x.record.Bytes = int64(len(q.message))
+			return x.refuse(ctx, http.StatusBadRequest, protocol.Unsupported, "message is not base64")
+		}
+		return x.receive(ctx, message)
+	default:
+		return x.refuse(ctx, http.StatusBadRequest, protocol.Unsupported, "unknown operation")
+	}
+}
+
+// post takes the body for the message, whatever its media type: clients send
+// none, or others than RFC 8894, section 4.3 has. A PKIOperation is the only
+// thing that can be posted, so some do not name it either.
+func (x *exchange) post(ctx context.Context, w http.ResponseWriter, r *http.Request, q query) (answer, error) {
+	if q.operation != "" && q.operation != opMessage {
+		return x.refuse(ctx, http.StatusBadRequest, protocol.Unsupported, "operation cannot be posted")
+	}
+	x.record.Operation = opMessage
+	message, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		x.record.Bytes = max(r.ContentLength, int64(len(message)))
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return x.refuse(ctx, http.StatusRequestEntityTooLarge, protocol.Unsupported, "message too long")
+		}
+		return x.refuse(ctx, http.StatusBadRequest, protocol.Unsupported, "message was cut off")
+	}
+	return x.receive(ctx, message)
+}
+
+// receive marks the message's arrival and handles it.
+func (x *exchange) receive(ctx context.Context, message []byte) (answer, error) {
+	x.arrived = x.now()
+	sum := sha256.Sum256(message)
+	x.record.MessageDigest, x.record.Bytes = hex.EncodeToString(sum[:]), int64(len(message))
+	return x.pkiOperation(ctx, message)
+}
+
+// caps lists what the profile offers, one a line (RFC 8894, section 3.5.2).
+func (x *exchange) caps(ctx context.Context) (answer, error) {
+	var b strings.Builder
+	for _, c := range x.service.Capabilities {
+		b.WriteString(c)
+		b.WriteByte('\n')
+	}
+	return x.served(ctx, typeText, []byte(b.String()))
+}
+
+// caCert sends the RA certificates first: clients that do not look at the key
+// usage take the first certificate for the one to encrypt to and to verify with.
+// The message is an identifier of a CA that clients fill with anything, but a
+// number asks for another CA than the first.
+func (x *exchange) caCert(ctx context.Context, q query) (answer, error) {
+	if positive(q.message) {
+		return x.refuse(ctx, http.StatusNotFound, protocol.NotFound, "no CA of that number")
+	}
+	var certs [][]byte
+	for _, c := range slices.Concat([][]byte{x.service.RASign, x.service.RADecrypt, x.service.CA}, x.service.Chain) {
+		if !slices.ContainsFunc(certs, func(have []byte) bool { return bytes.Equal(have, c) }) {
+			certs = append(certs, c)
+		}
+	}
+	body, err := cms.CertsOnly(certs)
+	if err != nil {
+		return answer{}, err
+	}
+	return x.served(ctx, typeCerts, body)
+}

@@ -1,0 +1,255 @@
+package scep
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/cms"
+	"github.com/postern-pki/postern/protocol/pkcs10"
+)
+
+// grid is what the time of an answer to a message without proof is rounded up
+// to, from the message's arrival.
+const grid = 50 * time.Millisecond
+
+// sessionKeyOptions says how long the key in an envelope is. It is the standard
+// library's type, which that calls dangerous: a caller could be an oracle of its
+// padding. Every client of SCEP has this key transport and no other (RFC 8894,
+// section 3.1), and [protocol.Keys] has no error for the padding.
+//
+//lint:ignore SA1019 see above
+type sessionKeyOptions = rsa.PKCS1v15DecryptOptions //nolint:staticcheck // see above
+
+var errKey = errors.New("scep: the RA-decrypt certificate has no RSA key")
+
+// A refusal is the gate's own no. Why is for the log, from a closed set.
+type refusal struct {
+	kind protocol.Kind
+	why  string
+}
+
+// say is what the device is told; it depends on the kind alone.
+func say(k protocol.Kind) string {
+	switch k {
+	case protocol.BadProof:
+		return "the message does not prove what it says"
+	case protocol.BadAlgorithm:
+		return "the message uses an algorithm that is not allowed"
+	case protocol.Unsupported:
+		return "this type of message is not supported"
+	default:
+		return "the request was refused"
+	}
+}
+
+func unproven(why string) *refusal { return &refusal{protocol.BadProof, why} }
+
+// pkiOperation answers a pkiMessage (RFC 8894, section 3.2). Only a message that
+// no answer can be addressed to is an error of HTTP.
+func (x *exchange) pkiOperation(ctx context.Context, raw []byte) (answer, error) {
+	signed, no := x.address(raw)
+	if no != nil {
+		return x.refuse(ctx, http.StatusBadRequest, no.kind, no.why)
+	}
+	var outcome protocol.Outcome
+	var cipher cms.Cipher
+	var err error
+	if no = x.admit(signed); no == nil {
+		outcome, cipher, no, err = x.submit(ctx, signed)
+	}
+	if err != nil {
+		return answer{}, err
+	}
+	if no != nil {
+		outcome = protocol.Outcome{Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: no.kind, Say: say(no.kind)}}
+		if outcome.RequestID, err = x.reject(ctx, no.kind, no.why); err != nil {
+			return answer{}, err
+		}
+	}
+	uniform := outcome.Status == protocol.Refused && outcome.Refusal != nil && outcome.Refusal.Kind == protocol.BadProof
+	if uniform {
+		// Whatever the authority found out, the device is told as we would.
+		outcome.Refusal = &protocol.Refusal{Kind: protocol.BadProof, Say: say(protocol.BadProof)}
+	}
+	body, err := x.certRep(ctx, signed, cipher, outcome)
+	if err != nil {
+		return answer{}, err
+	}
+	if uniform {
+		x.waitForGrid(ctx) // last of all, so that it hides the time of all the rest
+	}
+	return answer{status: http.StatusOK, contentType: typeMessage, body: body}, nil
+}
+
+// waitForGrid hides at which step a message failed (RFC 3218, section 2.3 tells
+// what for).
+func (x *exchange) waitForGrid(ctx context.Context) {
+	elapsed := max(0, x.now().Sub(x.arrived))
+	x.sleep(ctx, grid-elapsed%grid)
+}
+
+// address reads the message as far as an answer to it needs. A messageType that
+// is no number can wait: it can be answered.
+func (x *exchange) address(raw []byte) (*cms.Signed, *refusal) {
+	der, err := cms.DER(raw, cms.DefaultLimits())
+	if err != nil {
+		return nil, &refusal{protocol.Unclassified, "message encoding"}
+	}
+	signed, err := cms.ParseSigned(der)
+	switch {
+	case errors.Is(err, cms.ErrAlgorithm):
+		return nil, &refusal{protocol.BadAlgorithm, "signature algorithm unknown"}
+	case err != nil:
+		return nil, &refusal{protocol.Unclassified, "message structure"}
+	}
+	x.message, err = ParseMessage(signed.Attributes)
+	if err != nil && !errors.Is(err, ErrMessageType) {
+		return nil, &refusal{protocol.Unclassified, "SCEP attributes"}
+	}
+	x.record.Transaction = x.message.TransactionID
+	if err == nil {
+		x.record.MessageType = strconv.Itoa(x.message.Type)
+	}
+	return signed, nil
+}
+
+// admit checks everything that needs no key of ours, the signature first of what
+// costs something (RFC 8894, section 3.2).
+func (x *exchange) admit(signed *cms.Signed) *refusal {
+	if _, ok := signed.Signer.PublicKey.(*rsa.PublicKey); !ok {
+		// Nothing can be enveloped to it (RFC 8894, section 3.1).
+		return &refusal{protocol.BadAlgorithm, "signer's key is not RSA"}
+	}
+	if !digestAllowed(x.service, signed.Digest) {
+		return &refusal{protocol.BadAlgorithm, "digest not allowed"}
+	}
+	if err := signed.Verify(); err != nil {
+		return unproven("signature")
+	}
+	if x.message.Type != PKCSReq && x.message.Type != RenewalReq { // 0 if it was no number
+		return &refusal{protocol.Unsupported, "message type"}
+	}
+	return nil
+}
+
+// submit opens the envelope, and asks the authority if what is in it belongs to
+// the signer.
+func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.Outcome, c cms.Cipher, no *refusal, err error) {
+	envelope, no := x.envelope(signed)
+	if no != nil {
+		return o, 0, no, nil
+	}
+	c = envelope.Cipher
+	// A certificate that could not be sent must not be issued.
+	if _, err := cms.Envelop(rand.Reader, []byte{0}, signed.Signer, replyCipher(x.service, c)); err != nil {
+		return o, c, &refusal{protocol.BadAlgorithm, "nothing can be encrypted to the signer's key"}, nil
+	}
+	ca, err := cms.ParseCertificate(x.service.CA)
+	if err != nil {
+		return o, c, nil, fmt.Errorf("scep: CA certificate: %w", err)
+	}
+	key, no, err := x.contentKey(ctx, envelope)
+	if no != nil || err != nil {
+		return o, c, no, err
+	}
+	if no = checkContent(envelope, key, signed.Signer, ca); no != nil {
+		return o, c, no, nil
+	}
+	o, err = x.authority.Submit(ctx, protocol.Request{
+		Protocol: "scep", Profile: x.record.Profile, Source: x.record.Source, Arrived: x.arrived,
+		Proof: protocol.Proof{
+			SignerCert: signed.Signer.Raw, Digest: signed.Digest, SignedAttrs: signed.SignedAttrs,
+			Signature: signed.Signature, Envelope: signed.Content, ContentKey: key,
+		},
+	})
+	return o, c, nil, err
+}
+
+// envelope reads the pkcsPKIEnvelope (RFC 8894, section 3.2.2). Algorithms are
+// there for everyone to see, so that they may have an answer of their own.
+func (x *exchange) envelope(signed *cms.Signed) (*cms.Envelope, *refusal) {
+	der, err := cms.DER(signed.Content, cms.DefaultLimits())
+	if err != nil {
+		return nil, unproven("envelope encoding")
+	}
+	envelope, err := cms.ParseEnvelope(der)
+	switch {
+	case errors.Is(err, cms.ErrAlgorithm):
+		return nil, &refusal{protocol.BadAlgorithm, "cipher unknown"}
+	case err != nil:
+		return nil, unproven("envelope structure")
+	case !cipherAllowed(x.service, envelope.Cipher):
+		return nil, &refusal{protocol.BadAlgorithm, "cipher not allowed"}
+	}
+	return envelope, nil
+}
+
+// contentKey has the RA-decrypt key open the one recipient that names it. What a
+// stranger can get wrong without the key is looked at before: an error of the
+// key's is a fault of the token.
+func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope) ([]byte, *refusal, error) {
+	ra, err := cms.ParseCertificate(x.service.RADecrypt)
+	if err != nil {
+		return nil, nil, fmt.Errorf("scep: RA-decrypt certificate: %w", err)
+	}
+	pub, ok := ra.PublicKey.(*rsa.PublicKey)
+	if !ok {
+		return nil, nil, errKey
+	}
+	var ours []cms.Recipient
+	for _, r := range e.Recipients {
+		if r.Names(ra) {
+			ours = append(ours, r)
+		}
+	}
+	if len(ours) != 1 || !ours[0].Algorithm.Equal(cms.OIDRSAEncryption) {
+		return nil, unproven("recipients"), nil
+	}
+	encrypted := ours[0].EncryptedKey
+	if len(encrypted) != pub.Size() || new(big.Int).SetBytes(encrypted).Cmp(pub.N) >= 0 {
+		return nil, unproven("length of the encrypted key"), nil
+	}
+	decrypter, err := x.keys.Decrypter(ctx, x.record.Profile)
+	if err != nil {
+		return nil, nil, fmt.Errorf("scep: RA-decrypt key: %w", err)
+	}
+	key, err := decrypter.Decrypt(rand.Reader, encrypted, &sessionKeyOptions{SessionKeyLen: e.Cipher.KeySize()})
+	if err != nil {
+		return nil, nil, fmt.Errorf("scep: RA-decrypt key: %w", err)
+	}
+	return key, nil, nil
+}
+
+// checkContent opens the envelope with a key that may be a random one. A signer
+// that is not named as one of the CA's must have the key of the CSR (RFC 8894,
+// section 2.3): else whoever sees an envelope could sign it as their own, and get
+// the answer.
+func checkContent(e *cms.Envelope, key []byte, signer, ca *cms.Certificate) *refusal {
+	content, err := e.Open(key)
+	if err != nil {
+		return unproven("envelope content")
+	}
+	if content, err = cms.DER(content, cms.DefaultLimits()); err != nil {
+		return unproven("CSR encoding")
+	}
+	csr, err := pkcs10.Parse(content)
+	if err != nil {
+		return unproven("CSR structure")
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return unproven("CSR signature")
+	}
+	if !bytes.Equal(signer.RawIssuer, ca.RawSubject) && !bytes.Equal(csr.RawSPKI, signer.RawSPKI) {
+		return unproven("the CSR's key is not the signer's")
+	}
+	return nil
+}

@@ -1,0 +1,316 @@
+package scep_test
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/cms"
+)
+
+func TestSuccess(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		cipher cms.Cipher
+		digest crypto.Hash
+		want   crypto.Hash
+		typ    string
+	}{
+		{"AES-128 and SHA-256", cms.AES128CBC, crypto.SHA256, crypto.SHA256, "19"},
+		{"AES-256 and SHA-512", cms.AES256CBC, crypto.SHA512, crypto.SHA512, "17"},
+		{"legacy", cms.DES3CBC, crypto.SHA1, crypto.SHA256, "19"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.service.LegacySHA1, w.service.LegacyDES3 = c.name == "legacy", c.name == "legacy"
+			var envelope []byte
+			r := w.certRep(t, w.post(t, w.message(t, func(r *request) {
+				r.cipher, r.digest, r.attrs[1] = c.cipher, c.digest, messageType(c.typ)
+				r.content = func(b []byte) []byte { envelope = b; return b }
+			})))
+			if r.status != "0" || r.failInfo != "" || r.failText != "" || r.Digest != c.want {
+				t.Errorf("status %q, failInfo %q, digest %v", r.status, r.failInfo, r.Digest)
+			}
+			e := must(cms.ParseEnvelope(must(cms.DER(r.Content, cms.DefaultLimits()))(t)))(t)
+			if e.Cipher != c.cipher || len(e.Recipients) != 1 || !e.Recipients[0].Names(w.device.parsed(t)) {
+				t.Errorf("cipher %v, %d recipients", e.Cipher, len(e.Recipients))
+			}
+			key := must(w.device.key.(*rsa.PrivateKey).Decrypt(rand.Reader, e.Recipients[0].EncryptedKey, nil))(t)
+			certs := must(cms.ParseCertsOnly(must(cms.DER(must(e.Open(key))(t), cms.DefaultLimits()))(t)))(t)
+			if len(certs) != 1 {
+				t.Errorf("%d certificates, want the issued one alone", len(certs))
+			}
+			p := w.submitted[0].Proof
+			if w.submitted[0].Protocol != "scep" || w.submitted[0].Profile != "wifi" || w.submitted[0].Source == "" || !w.submitted[0].Arrived.Equal(arrived) ||
+				!bytes.Equal(p.SignerCert, w.device.cert) || !bytes.Equal(p.Envelope, envelope) || len(p.ContentKey) != c.cipher.KeySize() ||
+				cms.Verify(w.device.parsed(t), p.Digest, p.SignedAttrs, p.Signature, p.Envelope) != nil {
+				t.Errorf("request %+v", w.submitted[0])
+			}
+			if len(w.rejected) != 0 || len(w.slept) != 0 {
+				t.Error("a success was recorded as rejected, or delayed")
+			}
+		})
+	}
+}
+
+// A signer that is named as one of the CA's may have another key than the CSR.
+func TestRenewalOfAnotherKey(t *testing.T) {
+	w := newWorld(t)
+	ours := certify(t, "device", w.device.key, &w.ca)
+	r := w.certRep(t, w.post(t, w.message(t, func(r *request) { r.signer, r.csrKey = ours, w.other.key })))
+	if r.status != "0" {
+		t.Errorf("status %q, %s", r.status, r.failText)
+	}
+}
+
+func flipLast(b []byte) []byte { b = bytes.Clone(b); b[len(b)-1] ^= 1; return b }
+
+func TestUniformFailure(t *testing.T) {
+	w := newWorld(t)
+	n := w.raDecrypt.key.(*rsa.PrivateKey).N
+	replaceKey := func(value []byte) func([]byte) []byte {
+		return func(b []byte) []byte {
+			return bytes.Replace(b, must(cms.ParseEnvelope(b))(t).Recipients[0].EncryptedKey, value, 1)
+		}
+	}
+	cases := map[string]struct {
+		change   func(*request)
+		decrypts int
+	}{
+		"flipped signature":   {func(r *request) { r.message = flipLast }, 0},
+		"no content":          {func(r *request) { r.content = func([]byte) []byte { return nil } }, 0},
+		"content not DER":     {func(r *request) { r.content = func([]byte) []byte { return []byte{0x30, 9} } }, 0},
+		"content no envelope": {func(r *request) { r.content = func([]byte) []byte { return w.csr(t, w.device.key) } }, 0},
+		"other recipient": {func(r *request) {
+			r.content = func([]byte) []byte {
+				return must(cms.Envelop(rand.Reader, w.csr(t, w.device.key), w.other.parsed(t), cms.AES128CBC))(t)
+			}
+		}, 0},
+		"key is the modulus": {func(r *request) { r.content = replaceKey(n.Bytes()) }, 0},
+		"garbled key":        {func(r *request) { r.content = replaceKey(append([]byte{0}, bytes.Repeat([]byte{7}, 255)...)) }, 1},
+		"key of the wrong length": {func(r *request) {
+			//lint:ignore SA1019 it is the key transport of SCEP
+			long := must(rsa.EncryptPKCS1v15(rand.Reader, &w.raDecrypt.key.(*rsa.PrivateKey).PublicKey, make([]byte, 32)))(t) //nolint:staticcheck // it is the key transport of SCEP
+			r.content = replaceKey(long)
+		}, 1},
+		"garbled content":       {func(r *request) { r.content = flipLast }, 1},
+		"CSR is not DER":        {func(r *request) { r.csr = func([]byte) []byte { return []byte("hello") } }, 1},
+		"CSR is something else": {func(r *request) { r.csr = func([]byte) []byte { return w.device.cert } }, 1},
+		"CSR with trailing":     {func(r *request) { r.csr = func(b []byte) []byte { return append(b, 0) } }, 1},
+		"CSR signature":         {func(r *request) { r.csr = flipLast }, 1},
+		"CSR of another key":    {func(r *request) { r.csrKey = w.other.key }, 1},
+		"CSR of an EC key":      {func(r *request) { r.csrKey = ecKey(t) }, 1},
+		"authority":             {nil, 1},
+	}
+	var want string
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			w.decrypts, w.rejected, w.slept, w.submitted = 0, nil, nil, nil
+			w.submit = func(protocol.Request) (protocol.Outcome, error) {
+				return protocol.Outcome{RequestID: "req-0001", Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: protocol.BadProof, Say: "something telling"}}, nil
+			}
+			res := w.post(t, w.message(t, c.change))
+			r := w.certRep(t, res)
+			res.header.Del("Date")
+			got := fmt.Sprint(res.status, res.header, len(res.body), r.status, r.failInfo, r.failText, r.Content == nil, len(r.Attributes), len(r.Certificates))
+			if want == "" {
+				want = got
+			}
+			if got != want {
+				t.Errorf("got  %s\nwant %s", got, want)
+			}
+			if r.status != "2" || r.failInfo != "1" || r.failText != "the message does not prove what it says (request req-0001)" {
+				t.Errorf("failInfo %q, %q", r.failInfo, r.failText)
+			}
+			if len(w.slept) != 1 || w.slept[0] != 50*time.Millisecond {
+				t.Errorf("slept %v", w.slept)
+			}
+			if w.decrypts != c.decrypts {
+				t.Errorf("%d decryptions, want %d", w.decrypts, c.decrypts)
+			}
+			if name == "authority" {
+				if len(w.rejected) != 0 {
+					t.Error("recorded twice")
+				}
+				return
+			}
+			if len(w.submitted) != 0 {
+				t.Error("reached the authority")
+			}
+			if got := w.lastRejected(t); got.Kind != protocol.BadProof || got.Why == "" || got.Transaction != "abc_1@x" || got.MessageType != "19" ||
+				len(got.MessageDigest) != 64 || got.Bytes == 0 || got.Operation != "PKIOperation" || got.Source == "" || got.Served {
+				t.Errorf("recorded %+v", got)
+			}
+		})
+	}
+}
+
+func TestGrid(t *testing.T) {
+	for elapsed, want := range map[time.Duration]time.Duration{
+		0: 50, time.Millisecond: 49, 49 * time.Millisecond: 1, 50 * time.Millisecond: 50, 130 * time.Millisecond: 20, -time.Hour: 50,
+	} {
+		w := newWorld(t)
+		calls := 0
+		w.now = func() time.Time {
+			calls++
+			if calls == 1 {
+				return arrived
+			}
+			return arrived.Add(elapsed)
+		}
+		w.certRep(t, w.post(t, w.message(t, func(r *request) { r.message = flipLast })))
+		if len(w.slept) != 1 || w.slept[0] != want*time.Millisecond {
+			t.Errorf("after %v slept %v, want %d ms", elapsed, w.slept, want)
+		}
+	}
+}
+
+func TestAlgorithms(t *testing.T) {
+	w := newWorld(t)
+	ec := certify(t, "ec", ecKey(t), nil)
+	for name, change := range map[string]func(*request){
+		"SHA-1":      func(r *request) { r.digest = crypto.SHA1 },
+		"SHA-384":    func(r *request) { r.digest = crypto.SHA384 },
+		"3DES":       func(r *request) { r.cipher = cms.DES3CBC },
+		"AES-192":    func(r *request) { r.cipher = cms.AES192CBC },
+		"EC signer":  func(r *request) { r.signer = ec },
+		"single DES": func(r *request) { r.content = singleDES },
+		"unknown cipher": func(r *request) {
+			r.content = func(b []byte) []byte { return bytes.Replace(b, aesOID, append(bytes.Clone(aesOID[:10]), 0x7e), 1) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := w.certRep(t, w.post(t, w.message(t, change)))
+			if r.status != "2" || r.failInfo != "0" || w.lastRejected(t).Kind != protocol.BadAlgorithm {
+				t.Errorf("status %q, failInfo %q, %q", r.status, r.failInfo, r.failText)
+			}
+		})
+	}
+	if w.decrypts != 0 {
+		t.Error("the key was used")
+	}
+}
+
+// aesOID names AES-128-CBC.
+var aesOID = []byte{0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x02}
+
+// singleDES names DES-CBC (1.3.14.3.2.7) where an envelope names AES-128-CBC.
+func singleDES(b []byte) []byte {
+	des := []byte{0x06, 0x05, 0x2b, 0x0e, 0x03, 0x02, 0x07}
+	at := bytes.Index(b, aesOID)
+	iv := b[at+len(aesOID)+2:]
+	out := append(bytes.Clone(b[:at]), des...)
+	return append(append(out, 0x04, 0x14, 0, 0, 0, 0), iv...) // the IV fills the place
+}
+
+func TestMessageTypes(t *testing.T) {
+	w := newWorld(t)
+	types := []string{"", "019", "19 ", "+19", "-1", "99999999999999999999", "x"}
+	for i := range 256 {
+		types = append(types, strconv.Itoa(i))
+	}
+	for _, typ := range types {
+		w.decrypts = 0
+		r := w.certRep(t, w.post(t, w.message(t, func(r *request) { r.attrs[1] = messageType(typ) })))
+		if typ == "17" || typ == "19" {
+			if r.status != "0" || w.decrypts != 1 {
+				t.Errorf("type %s: status %q", typ, r.status)
+			}
+		} else if r.status != "2" || r.failInfo != "2" || w.decrypts != 0 || w.lastRejected(t).Kind != protocol.Unsupported {
+			t.Errorf("type %s: status %q, failInfo %q, %d decryptions", typ, r.status, r.failInfo, w.decrypts)
+		}
+	}
+	r := w.certRep(t, w.post(t, w.message(t, func(r *request) { r.attrs = []cms.Attribute{transaction, nonce} })))
+	if r.failInfo != "2" {
+		t.Errorf("no type: failInfo %q", r.failInfo)
+	}
+}
+
+func TestOutcomes(t *testing.T) {
+	w := newWorld(t)
+	refused := func(k protocol.Kind, say string) protocol.Outcome {
+		return protocol.Outcome{RequestID: "id", Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: k, Say: say}}
+	}
+	for _, c := range []struct {
+		outcome          protocol.Outcome
+		status, failInfo string
+	}{
+		{protocol.Outcome{RequestID: "id", Status: protocol.Pending}, "3", ""},
+		{protocol.Outcome{RequestID: "id", Status: protocol.Refused}, "2", "2"},
+		{refused(protocol.Unclassified, "no"), "2", "2"},
+		{refused(protocol.BadAlgorithm, "no"), "2", "0"},
+		{refused(protocol.NotAllowed, "no"), "2", "2"},
+		{refused(protocol.Unsupported, "no"), "2", "2"},
+		{refused(protocol.BadTime, "no"), "2", "3"},
+		{refused(protocol.NotFound, "no"), "2", "4"},
+		{refused(protocol.Kind(99), "no"), "2", "2"},
+		{refused(protocol.NotAllowed, strings.Repeat("é", 500)), "2", "2"},
+		{refused(protocol.NotAllowed, "\xff\xfe"), "2", "2"},
+	} {
+		w.submit = func(protocol.Request) (protocol.Outcome, error) { return c.outcome, nil }
+		r := w.certRep(t, w.post(t, w.message(t, nil)))
+		if r.status != c.status || r.failInfo != c.failInfo || r.Content != nil {
+			t.Errorf("%+v: status %q, failInfo %q", c.outcome, r.status, r.failInfo)
+		}
+		if n := utf8.RuneCountInString(r.failText); n > 200 || !utf8.ValidString(r.failText) {
+			t.Errorf("failInfoText of %d characters", n)
+		}
+		if c.status == "2" && !strings.HasSuffix(r.failText, " (request id)") {
+			t.Errorf("failInfoText %q", r.failText)
+		}
+	}
+}
+
+func TestFaults(t *testing.T) {
+	boom := errors.New("secret detail")
+	issued := func(o protocol.Outcome) func(*world) {
+		return func(w *world) { w.submit = func(protocol.Request) (protocol.Outcome, error) { return o, nil } }
+	}
+	for name, set := range map[string]func(*world){
+		"service":   func(w *world) { w.serviceErr = boom },
+		"signer":    func(w *world) { w.signerErr = boom },
+		"decrypter": func(w *world) { w.decryptErr = boom },
+		"submit": func(w *world) {
+			w.submit = func(protocol.Request) (protocol.Outcome, error) { return protocol.Outcome{}, boom }
+		},
+		"panic":          func(w *world) { w.submit = func(protocol.Request) (protocol.Outcome, error) { panic(boom) } },
+		"no certificate": issued(protocol.Outcome{Status: protocol.Issued}),
+		"no status":      issued(protocol.Outcome{}),
+		"record":         func(w *world) { w.rejectErr = boom; w.service.Ciphers = nil },
+		"RA certificate": func(w *world) { w.service.RADecrypt = []byte{0x30, 0} },
+		"CA certificate": func(w *world) { w.service.CA = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			message := w.message(t, nil)
+			set(w)
+			r := w.post(t, message)
+			after, err := strconv.Atoi(r.header.Get("Retry-After"))
+			if r.status != http.StatusServiceUnavailable || string(r.body) != "service unavailable\n" || err != nil || after < 5 || after > 15 {
+				t.Errorf("status %d, %q, Retry-After %d, %v", r.status, r.body, after, err)
+			}
+		})
+	}
+}
+
+func TestNoncesAreFresh(t *testing.T) {
+	w := newWorld(t)
+	message := w.message(t, func(r *request) { r.message = flipLast })
+	seen := map[string]bool{}
+	for range 200 {
+		seen[string(w.certRep(t, w.post(t, message)).senderNonce)] = true
+	}
+	if len(seen) != 200 {
+		t.Errorf("%d different nonces of 200", len(seen))
+	}
+}
