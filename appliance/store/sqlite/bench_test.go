@@ -92,7 +92,7 @@ func BenchmarkFollow(b *testing.B) {
 // BenchmarkRead asks what an enrollment asks.
 func BenchmarkRead(b *testing.B) {
 	s, _ := filled(b, benchSize)
-	ctx, now := b.Context(), storetest.Day.Add(time.Hour)
+	ctx, now := b.Context(), storetest.Day().Add(time.Hour)
 	for _, c := range []struct {
 		name string
 		read func(i store.Issuance) error

@@ -32,7 +32,7 @@ func testEmpty(f *fixture) {
 	if n, err := f.ix.LineageRenewals(f.ctx, ""); n != -1 || !errors.Is(err, store.ErrNotFound) {
 		f.Errorf("LineageRenewals: %d, %v, want -1, ErrNotFound", n, err)
 	}
-	if n, err := f.ix.CountActive(f.ctx, "", "", "", Day); n != 0 || err != nil {
+	if n, err := f.ix.CountActive(f.ctx, "", "", "", Day()); n != 0 || err != nil {
 		f.Errorf("CountActive: %d, %v, want 0", n, err)
 	}
 	if used, err := f.ix.KeyUsedByOther(f.ctx, "", ""); used || err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 // Day is the time of everything that the suite does not date otherwise.
-var Day = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+func Day() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 
 // A Log makes lines that continue each other from the first on, as the audit log
 // would write them, and keeps them.
@@ -161,7 +161,7 @@ func Challenge(id string) challenge.Record {
 			Subject: []policy.Attribute{{Name: "CN", Value: id + ".corp.example"}, {Name: "O", Value: "Example <Corp> & Sons"}},
 			DNS:     []string{id + ".corp.example"},
 		},
-		Created: Day, Expires: Day.Add(30 * time.Minute),
+		Created: Day(), Expires: Day().Add(30 * time.Minute),
 	}
 }
 
@@ -171,8 +171,8 @@ func Issuance(device, serial string) store.Issuance {
 	return store.Issuance{
 		Serial: serial, Profile: "wifi", Issuer: "corp", Request: "req-" + serial, Subject: "CN=" + device + ",O=Example Corp",
 		Names: Digest("names of " + device), SPKI: Digest("key of " + device),
-		NotBefore: Day.Add(-time.Hour), NotAfter: Day.AddDate(1, 0, 0),
-		Lineage: "req-" + serial, LineageFrom: Day, Transaction: "tx-" + serial,
+		NotBefore: Day().Add(-time.Hour), NotAfter: Day().AddDate(1, 0, 0),
+		Lineage: "req-" + serial, LineageFrom: Day(), Transaction: "tx-" + serial,
 		Signer: "key:" + Digest("key of "+device), CSR: Digest("csr " + serial), State: store.Intended,
 	}
 }

@@ -276,7 +276,7 @@ func (m model) compareReads(f *fixture, i store.Issuance) string {
 	if n, err := f.ix.LineageRenewals(f.ctx, i.Lineage); n != generation || (err != nil) != (n < 0) {
 		return fmt.Sprintf("LineageRenewals: %d, %v, want %d", n, err, generation)
 	}
-	except, now := i.Predecessor, Day.Add(time.Hour)
+	except, now := i.Predecessor, Day().Add(time.Hour)
 	active := int64(len(m.sorted(func(o store.Issuance) bool {
 		return valid(o) && o.Profile == i.Profile && o.Names == i.Names && o.Serial != except && !o.RevocationDue && o.NotAfter.After(now) && !m.renewed(o)
 	})))

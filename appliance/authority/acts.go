@@ -1,0 +1,192 @@
+package authority
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/postern-pki/postern/appliance/store"
+	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm/issuer"
+	"github.com/postern-pki/postern/policy"
+	"github.com/postern-pki/postern/policy/challenge"
+)
+
+// Errors of the operators' acts.
+var (
+	ErrNoProfile  = errors.New("no such profile")
+	ErrBadRequest = errors.New("bad request")
+)
+
+// A NewChallenge is what an operator asks for. Subject is RFC 4514; TTL 0 is the
+// profile's, and a longer one than the profile's is refused.
+type NewChallenge struct {
+	Profile string
+	Subject string
+	DNS     []string
+	TTL     time.Duration
+}
+
+// A Challenge is a created challenge; Secret leaves the appliance once.
+type Challenge struct {
+	ID      string
+	Secret  challenge.Secret
+	Profile string
+	Subject string
+	Expires time.Time
+}
+
+// MaxBatch is how many challenges one act can create.
+const MaxBatch = 1000
+
+// CreateChallenges creates all or none. Names that the profile would refuse
+// are refused here, where somebody reads the answer.
+func (p *Pipeline) CreateChallenges(ctx context.Context, who audit.Actor, asked []NewChallenge) ([]Challenge, error) {
+	if len(asked) == 0 || len(asked) > MaxBatch {
+		return nil, fmt.Errorf("%w: a batch has 1 to %d challenges", ErrBadRequest, MaxBatch)
+	}
+	made := make([]Challenge, 0, len(asked))
+	entries := make([]audit.Entry, 0, len(asked))
+	for n, a := range asked {
+		c, record, err := p.newChallenge(a)
+		if err != nil {
+			return nil, fmt.Errorf("challenge %d of %d: %w", n+1, len(asked), err)
+		}
+		made = append(made, c)
+		entries = append(entries, audit.Entry{Event: store.EventChallenge, Outcome: store.OutCreated, Request: newID(), Actor: who, Object: store.ChallengeObject(record)})
+	}
+	if _, err := p.log.AppendAll(ctx, entries...); err != nil {
+		return nil, err
+	}
+	return made, nil
+}
+
+func (p *Pipeline) newChallenge(a NewChallenge) (Challenge, challenge.Record, error) {
+	profile, ok := p.policies.Profile(a.Profile)
+	if !ok {
+		return Challenge{}, challenge.Record{}, fmt.Errorf("%w: %q", ErrNoProfile, a.Profile)
+	}
+	subject, err := policy.ParseSubject(a.Subject)
+	if err != nil {
+		return Challenge{}, challenge.Record{}, fmt.Errorf("%w: subject: %w", ErrBadRequest, err)
+	}
+	ttl := profile.Challenge.TTL
+	switch {
+	case a.TTL < 0 || a.TTL > ttl:
+		return Challenge{}, challenge.Record{}, fmt.Errorf("%w: the profile allows at most %s", ErrBadRequest, ttl)
+	case a.TTL > 0:
+		ttl = a.TTL
+	}
+	names, reasons := p.policies.Bind(a.Profile, policy.Names{Subject: subject, DNS: a.DNS})
+	if len(reasons) > 0 {
+		return Challenge{}, challenge.Record{}, fmt.Errorf("%w: the profile would refuse these names: %s (%s)", ErrBadRequest, reasons[0].Say, reasons[0].Rule)
+	}
+	secret := challenge.New()
+	now := p.now().UTC().Truncate(time.Second)
+	r := challenge.Record{ID: newID(), Profile: a.Profile, Names: names, Tag: p.tagger.Tag(secret), Created: now, Expires: now.Add(ttl), State: challenge.Open}
+	return Challenge{ID: r.ID, Secret: secret, Profile: r.Profile, Subject: policy.FormatSubject(subject), Expires: r.Expires}, r, nil
+}
+
+// A Begin says how the log was found at the start.
+type Begin struct {
+	Clean     bool // the last record says that the service stopped
+	SameBoot  bool // the machine has not been started since
+	Version   string
+	Config    string // digest of the configuration
+	Recovered string // words on a tail that was cut, or ""
+}
+
+// Start closes what a crash left open and records the start. It runs once,
+// before the first request.
+func (p *Pipeline) Start(ctx context.Context, b Begin) error {
+	var entries []audit.Entry
+	add := func(event, out string, o audit.Object) {
+		entries = append(entries, audit.Entry{Event: event, Outcome: out, Request: newID(), Actor: system(), Object: o})
+	}
+	if !b.Clean {
+		add("system.unclean", "found", audit.Object{"recovered": b.Recovered})
+	}
+	open, err := p.index.OpenIntents(ctx)
+	if err != nil {
+		return fmt.Errorf("authority: reading open intents: %w", err)
+	}
+	for _, i := range open {
+		entries = append(entries, burnt(i.Request, i.IntentSeq, i.Serial, "the service stopped before the outcome was recorded")...)
+	}
+	if !b.Clean && !b.SameBoot {
+		for {
+			// Each pass closes what it lists, so the list gets shorter.
+			list, err := p.index.Challenges(ctx, store.ChallengeFilter{State: challenge.Open, Limit: MaxBatch})
+			if err != nil {
+				return fmt.Errorf("authority: reading open challenges: %w", err)
+			}
+			if len(list) == 0 {
+				break
+			}
+			var void []audit.Entry
+			for _, c := range list {
+				void = append(void, audit.Entry{Event: store.EventChallenge, Outcome: store.OutRevoked, Request: newID(), Actor: system(),
+					Object: audit.Object{"id": c.ID, "why": "the machine stopped without warning"}})
+			}
+			if _, err := p.log.AppendAll(ctx, void...); err != nil {
+				return err
+			}
+		}
+	}
+	add("system.start", "ok", audit.Object{"version": b.Version, "config": b.Config, "policy": p.policies.Digest()})
+	for len(entries) > 0 {
+		n := min(len(entries), MaxBatch)
+		if _, err := p.log.AppendAll(ctx, entries[:n]...); err != nil {
+			return err
+		}
+		entries = entries[n:]
+	}
+	return nil
+}
+
+// IssueServer issues the certificate of our own listeners. It goes the same way
+// as every other certificate: linted, its intent durable, its result durable.
+func (p *Pipeline) IssueServer(ctx context.Context, issuerName string, pub crypto.PublicKey, names []string, validity time.Duration) ([]byte, error) {
+	is, ok := p.issuers[issuerName]
+	if !ok {
+		return nil, fmt.Errorf("authority: no issuer %q", issuerName)
+	}
+	now := p.now().UTC().Truncate(time.Second)
+	t := &x509.Certificate{
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(validity),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
+	}
+	for _, n := range names {
+		if ip := net.ParseIP(n); ip != nil {
+			t.IPAddresses = append(t.IPAddresses, ip)
+		} else {
+			t.DNSNames = append(t.DNSNames, n)
+		}
+	}
+	t.Subject.CommonName = names[0]
+	spki, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("authority: encoding the TLS key: %w", err)
+	}
+	id := newID()
+	ticket, err := is.Issuer.Prepare(t, pub, issuer.Meta{Profile: store.ServerProfile, Lineage: id, RequestDigest: digest(spki)})
+	if err != nil {
+		return nil, fmt.Errorf("authority: preparing the server certificate: %w", err)
+	}
+	o := store.IntentObject(ticket.Intent(), store.Issuance{
+		Profile: store.ServerProfile, Subject: "CN=" + names[0], SPKI: digest(spki), Names: digest(fmt.Append(nil, names)),
+		NotBefore: t.NotBefore, NotAfter: t.NotAfter, LineageFrom: now, Signer: "system", CSR: digest(spki),
+	})
+	o["kind"] = "server"
+	return p.issue(ctx, id, system(), ticket, o)
+}
+
+// Stop records that the service ends in order; it is the log's last record.
+func (p *Pipeline) Stop(ctx context.Context) error {
+	_, err := p.log.Append(ctx, audit.Entry{Event: "system.stop", Outcome: "ok", Request: newID(), Actor: system(), Object: audit.Object{}})
+	return err
+}

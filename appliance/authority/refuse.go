@@ -1,0 +1,113 @@
+package authority
+
+import (
+	"context"
+
+	"go.uber.org/zap"
+
+	"github.com/postern-pki/postern/appliance/store"
+	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/policy"
+	"github.com/postern-pki/postern/policy/challenge"
+	"github.com/postern-pki/postern/protocol"
+)
+
+// maxReasons bounds the reasons of one record; a request that breaks more rules
+// is refused for these.
+const maxReasons = 64
+
+// whyPolicy says that a challenge was good and the request was refused all the
+// same. It counts: who guesses at a policy with one challenge has five tries.
+const whyPolicy challenge.Why = "policy"
+
+// and joins what authorization said with what policy says. The device hears the
+// first; the log hears all.
+func (v *verdict) and(d policy.Decision, g grant) *verdict {
+	if v == nil {
+		v = &verdict{kind: protocol.NotAllowed}
+		if g.challenge.ID != "" {
+			v.challenge = &challenge.Refusal{ID: g.challenge.ID, Why: whyPolicy}
+		}
+		if len(d.Reasons) > 0 {
+			v.say = d.Reasons[0].Say
+		}
+	}
+	for _, r := range d.Reasons {
+		if r.Rule != policy.RuleAuthorization {
+			v.reasons = append(v.reasons, r)
+		}
+	}
+	return v
+}
+
+// refuse records a refusal with all its reasons and answers with one sentence.
+func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *verdict) (protocol.Outcome, error) {
+	reasons := make([]any, 0, len(v.reasons))
+	for _, r := range v.reasons[:min(len(v.reasons), maxReasons)] {
+		reasons = append(reasons, audit.Object{"rule": r.Rule, "saw": cut(r.Saw), "say": r.Say})
+	}
+	o := audit.Object{
+		"profile": q.profile.Name, "kind": v.kind.String(), "say": v.say, "reasons": reasons,
+		"signer_cert": q.signerDigest, "policy": p.policies.Digest(),
+	}
+	for key, value := range map[string]string{"transaction": cut(q.message.TransactionID), "csr": q.csrDigest} {
+		if value != "" {
+			o[key] = value
+		}
+	}
+	if v.challenge != nil {
+		o["challenge_why"] = string(v.challenge.Why)
+		if v.challenge.ID != "" {
+			o["challenge_refused"] = v.challenge.ID
+		}
+	}
+	if f != nil {
+		o["facts"] = audit.Object(f.Object())
+	}
+	entries := []audit.Entry{{Event: store.EventEnroll, Outcome: store.OutRefused, Request: q.id, Actor: q.actor(), Object: o}}
+	if v.security != "" {
+		alert := audit.Object{"what": v.security, "profile": q.profile.Name, "signer_cert": q.signerDigest}
+		if v.challenge != nil && v.challenge.ID != "" {
+			alert["challenge"] = v.challenge.ID
+		}
+		entries = append(entries, audit.Entry{Event: "security", Outcome: "alert", Request: q.id, Actor: q.actor(), Object: alert})
+		p.zap.Warn("security event", zap.String("what", v.security), zap.String("request", q.id), zap.String("source", q.source))
+	}
+	if p.worn(ctx, v) {
+		entries = append(entries, audit.Entry{Event: store.EventChallenge, Outcome: store.OutRevoked, Request: q.id, Actor: system(),
+			Object: audit.Object{"id": v.challenge.ID, "why": "refused too often"}})
+	}
+	if _, err := p.log.AppendAll(ctx, entries...); err != nil {
+		return protocol.Outcome{}, err
+	}
+	return protocol.Outcome{RequestID: q.id, Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: v.kind, Say: v.say}}, nil
+}
+
+// worn reports whether this refusal is the last that the challenge survives.
+func (p *Pipeline) worn(ctx context.Context, v *verdict) bool {
+	if v.challenge == nil || v.challenge.ID == "" {
+		return false
+	}
+	r, err := p.index.Challenge(ctx, v.challenge.ID)
+	return err == nil && r.State == challenge.Open && r.Refusals+1 >= challenge.MaxRefusals
+}
+
+// Reject implements [protocol.Authority]: what never became a request is
+// recorded too.
+func (p *Pipeline) Reject(ctx context.Context, r protocol.Rejected) (string, error) {
+	id, out := newID(), "rejected"
+	if r.Served {
+		out = "served"
+	}
+	o := audit.Object{"protocol": r.Protocol, "kind": r.Kind.String(), "bytes": r.Bytes}
+	for key, value := range map[string]string{
+		"profile": r.Profile, "operation": r.Operation, "why": r.Why, "transaction": r.Transaction,
+		"message_type": r.MessageType, "message": r.MessageDigest,
+	} {
+		if value != "" {
+			o[key] = cut(value)
+		}
+	}
+	_, err := p.log.Append(ctx, audit.Entry{Event: "message", Outcome: out, Request: id, Actor: audit.Actor{Kind: "device", Source: r.Source}, Object: o})
+	return id, err
+}

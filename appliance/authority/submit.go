@@ -1,0 +1,190 @@
+package authority
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postern-pki/postern/appliance/store"
+	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm/issuer"
+	"github.com/postern-pki/postern/policy"
+	"github.com/postern-pki/postern/protocol"
+)
+
+// finishWithin bounds what happens after the intent is durable. It goes on when
+// the device hangs up, so that no intent is left open by that.
+const finishWithin = 15 * time.Second
+
+// Submit implements [protocol.Authority]: every request goes through the same
+// stages, in this order and no other.
+func (p *Pipeline) Submit(ctx context.Context, r protocol.Request) (protocol.Outcome, error) {
+	id := newID()
+	profile, ok := p.policies.Profile(r.Profile)
+	if !ok {
+		return protocol.Outcome{}, protocol.ErrUnknownProfile
+	}
+	q, v, err := p.verify(ctx, id, r, profile)
+	if err != nil {
+		return protocol.Outcome{}, err
+	}
+	if v != nil {
+		return p.refuse(ctx, q, nil, v)
+	}
+	facts := p.facts(q)
+	names := p.policies.NamesOf(facts)
+	unlock, err := p.locks.lock(ctx, q.exclusive(names)...)
+	if err != nil {
+		return protocol.Outcome{}, fmt.Errorf("authority: waiting for the same device's other request: %w", err)
+	}
+	defer unlock()
+	if out, ok, err := p.again(ctx, q); ok || err != nil {
+		return out, err
+	}
+	g, v, err := p.authorize(ctx, q, names)
+	if err != nil {
+		return protocol.Outcome{}, err
+	}
+	defer p.challenges.Release(g.challenge)
+	if v != nil && v.kind == protocol.BadProof {
+		return p.refuse(ctx, q, nil, v)
+	}
+	return p.decide(ctx, q, facts, g, v)
+}
+
+// exclusive names what a request must have to itself while it is decided and
+// issued: its transaction, its names and, for a signer of ours, the lineage.
+func (q *proven) exclusive(names policy.Names) []string {
+	keys := []string{
+		"tx/" + q.profile.Name + "/" + q.signerName + "/" + q.message.TransactionID,
+		"names/" + q.profile.Name + "/" + names.Digest(),
+		"key/" + q.spkiDigest,
+	}
+	if q.ours != nil {
+		keys = append(keys, "lineage/"+q.ours.Lineage)
+	}
+	return keys
+}
+
+// again answers what was answered before: the same transaction, CSR and signer,
+// or a renewal of the same certificate by the same CSR, while what was issued
+// lives.
+func (p *Pipeline) again(ctx context.Context, q *proven) (protocol.Outcome, bool, error) {
+	was, err := p.index.Transaction(ctx, q.profile.Name, q.message.TransactionID, q.signerName, q.csrDigest)
+	if errors.Is(err, store.ErrNotFound) && q.ours != nil {
+		was, err = p.index.RenewalOf(ctx, q.profile.Name, q.signerName, q.csrDigest)
+	}
+	if errors.Is(err, store.ErrNotFound) || err == nil && (was.RevocationDue || p.now().After(was.NotAfter)) {
+		return protocol.Outcome{}, false, nil
+	}
+	if err != nil {
+		return protocol.Outcome{}, false, fmt.Errorf("authority: looking up the transaction: %w", err)
+	}
+	_, err = p.log.Append(ctx, audit.Entry{
+		Event: store.EventEnroll, Outcome: store.OutRepeated, Request: q.id, Actor: q.actor(),
+		Object: audit.Object{"serial": was.Serial, "first": was.Request, "profile": q.profile.Name, "transaction": cut(q.message.TransactionID)},
+	})
+	if err != nil {
+		return protocol.Outcome{}, false, err
+	}
+	return protocol.Outcome{RequestID: q.id, Status: protocol.Issued, Certificates: [][]byte{was.Certificate}}, true, nil
+}
+
+// decide lets the policy speak, also when authorization failed, so that the log
+// has every reason.
+func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g grant, v *verdict) (protocol.Outcome, error) {
+	if err := p.complete(ctx, q, &f, g, v); err != nil {
+		return protocol.Outcome{}, err
+	}
+	d := p.policies.Decide(f)
+	if !d.Issue || v != nil {
+		return p.refuse(ctx, q, &f, v.and(d, g))
+	}
+	template, ok := d.Template()
+	if !ok {
+		return protocol.Outcome{}, errors.New("authority: a decision to issue without a template")
+	}
+	if !p.rate.take(q.profile.Name, int64(q.profile.Limits.PerMinute), p.now()) {
+		return p.refuse(ctx, q, &f, notAllowed("limits.per_minute", "reached while deciding", "too many certificates in this minute: try again"))
+	}
+	i := store.Issuance{
+		Profile: q.profile.Name, Issuer: q.profile.Issuer, Request: q.id, Names: d.Names().Digest(),
+		Subject: policy.FormatSubject(subjectOf(q.csr)), SPKI: q.spkiDigest,
+		NotBefore: template.NotBefore, NotAfter: template.NotAfter,
+		Lineage: q.id, LineageFrom: p.now().UTC(), Challenge: g.challenge.ID,
+		Transaction: q.message.TransactionID, Signer: q.signerName, CSR: q.csrDigest,
+	}
+	if g.kind == kindRenewal {
+		i.Lineage, i.LineageFrom, i.Predecessor = q.ours.Lineage, q.ours.LineageFrom, q.ours.Serial
+		i.Generation, i.Challenge = f.Renewal.Count+1, ""
+	}
+	ticket, err := p.issuers[q.profile.Issuer].Issuer.Prepare(template, q.csr.PublicKey, issuer.Meta{
+		Challenge: i.Challenge, RequestDigest: q.csrDigest, Profile: i.Profile, Lineage: i.Lineage, Except: q.profile.LintExceptions(),
+	})
+	if finding, ok := errors.AsType[*issuer.LintError](err); ok {
+		return p.refuse(ctx, q, &f, notAllowed("lint", finding.Error(), "the certificate would not be well formed"))
+	}
+	if err != nil {
+		return protocol.Outcome{}, fmt.Errorf("authority: preparing the certificate: %w", err)
+	}
+	o := store.IntentObject(ticket.Intent(), i)
+	o["kind"], o["policy"], o["facts"], o["by"] = g.kind, d.Digest, audit.Object(f.Object()), g.by
+	der, err := p.issue(ctx, q.id, q.actor(), ticket, o)
+	if err != nil {
+		return protocol.Outcome{}, err
+	}
+	return protocol.Outcome{RequestID: q.id, Status: protocol.Issued, Certificates: [][]byte{der}}, nil
+}
+
+// issue is the order that nothing may change: intent durable, sign, result
+// durable. The device may have gone; what was begun is finished all the same.
+func (p *Pipeline) issue(ctx context.Context, id string, who audit.Actor, t *issuer.Ticket, intent audit.Object) ([]byte, error) {
+	serial := t.Intent().Serial
+	line, err := p.log.Append(ctx, audit.Entry{Event: store.EventEnroll, Outcome: store.OutIntent, Request: id, Actor: who, Object: intent})
+	if err != nil {
+		return nil, fmt.Errorf("authority: recording the intent: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishWithin)
+	defer cancel()
+	der, serr := t.Sign(ctx, line.Record.Seq)
+	if serr != nil {
+		return nil, p.failed(ctx, id, line.Record.Seq, serial, serr)
+	}
+	_, err = p.log.Append(ctx, audit.Entry{
+		Event: store.EventEnroll, Outcome: store.OutIssued, Request: id, Actor: who,
+		Object: store.ResultObject(line.Record.Seq, serial, der),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("authority: recording the certificate: %w", err)
+	}
+	return der, nil
+}
+
+// failed closes an intent whose signature did not come. A token that did not
+// answer may still have signed: then the serial is burnt. Either way the
+// challenge is free again.
+func (p *Pipeline) failed(ctx context.Context, id string, seq uint64, serial string, serr error) error {
+	o := store.ResultObject(seq, serial, nil)
+	o["why"] = cut(serr.Error())
+	entries := []audit.Entry{{Event: store.EventEnroll, Outcome: store.OutFailed, Request: id, Actor: system(), Object: o}}
+	if !errors.Is(serr, issuer.ErrNotSigned) {
+		entries = burnt(id, seq, serial, cut(serr.Error()))
+	}
+	if _, err := p.log.AppendAll(ctx, entries...); err != nil {
+		p.zap.Error("an intent stays open until the next start", zap.String("serial", serial), zap.Error(err))
+	}
+	return fmt.Errorf("authority: signing: %w", serr)
+}
+
+// burnt closes an intent of which nobody knows whether it was signed.
+func burnt(id string, seq uint64, serial, why string) []audit.Entry {
+	o := store.ResultObject(seq, serial, nil)
+	o["why"] = why
+	return []audit.Entry{
+		{Event: store.EventEnroll, Outcome: store.OutUnknown, Request: id, Actor: system(), Object: o},
+		{Event: store.EventRevocation, Outcome: store.OutDue, Request: id, Actor: system(), Object: store.RevocationObject(serial, why)},
+	}
+}

@@ -1,0 +1,156 @@
+package authority
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rsa"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/postern-pki/postern/appliance/store"
+	"github.com/postern-pki/postern/policy"
+	"github.com/postern-pki/postern/policy/challenge"
+	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/cms"
+	"github.com/postern-pki/postern/protocol/pkcs10"
+	"github.com/postern-pki/postern/protocol/scep"
+)
+
+// proven is a request after its proof was verified here, from the bytes.
+type proven struct {
+	id      string
+	profile *policy.Profile
+	source  string
+
+	message scep.Message
+	signer  *cms.Certificate
+	digest  crypto.Hash
+	cipher  cms.Cipher
+	csr     *pkcs10.Request
+
+	signerDigest string          // hex SHA-256 of the signer's certificate
+	signerName   string          // "cert:" or "key:" and a digest: whose transaction this is
+	csrDigest    string          // hex SHA-256
+	spkiDigest   string          // hex SHA-256 of the CSR's key
+	ours         *store.Issuance // the signer's certificate, where this CA issued it
+}
+
+// A verdict is a refusal on its way to the log: what the device is told, and
+// what the log is told beside it.
+type verdict struct {
+	kind     protocol.Kind
+	say      string
+	reasons  []policy.Reason
+	security string // names a security event, or ""
+	// challenge is the refusal of the challenge that was shown, or nil.
+	challenge *challenge.Refusal
+}
+
+// badProof is the one answer for everything that makes a message prove nothing;
+// why goes to the log alone.
+func badProof(why string) *verdict {
+	return &verdict{kind: protocol.BadProof, say: "the message does not prove what it says",
+		reasons: []policy.Reason{{Rule: "proof", Saw: why, Say: "the message does not prove what it says"}}}
+}
+
+// verify reads everything that a decision needs from the proof's bytes. What it
+// returns is filled as far as it came, for the record.
+func (p *Pipeline) verify(ctx context.Context, id string, r protocol.Request, profile *policy.Profile) (*proven, *verdict, error) {
+	q := &proven{id: id, profile: profile, source: r.Source, digest: r.Proof.Digest}
+	signer, err := cms.ParseCertificate(r.Proof.SignerCert)
+	if err != nil {
+		return q, badProof("signer certificate does not parse"), nil
+	}
+	q.signer, q.signerDigest = signer, digest(signer.Raw)
+	if err := cms.Verify(signer, r.Proof.Digest, r.Proof.SignedAttrs, r.Proof.Signature, r.Proof.Envelope); err != nil {
+		return q, badProof("signature over the signed attributes"), nil
+	}
+	attrs, err := cms.ParseAttributes(r.Proof.SignedAttrs)
+	if err != nil {
+		return q, badProof("signed attributes"), nil
+	}
+	if q.message, err = scep.ParseMessage(attrs); err != nil {
+		return q, badProof("SCEP attributes"), nil
+	}
+	if t := q.message.Type; t != scep.PKCSReq && t != scep.RenewalReq {
+		return q, &verdict{kind: protocol.Unsupported, say: "this message type does not ask for a certificate",
+			reasons: []policy.Reason{{Rule: "message.type", Saw: strconv.Itoa(t), Say: "this message type does not ask for a certificate"}}}, nil
+	}
+	if why := q.open(r.Proof); why != "" {
+		return q, badProof(why), nil
+	}
+	if q.ours, err = p.own(ctx, signer); err != nil {
+		return q, nil, err
+	}
+	if q.ours != nil {
+		q.signerName = "cert:" + q.signerDigest
+		return q, nil, nil
+	}
+	q.signerName = "key:" + digest(signer.RawSPKI)
+	if !bytes.Equal(signer.RawSPKI, q.csr.RawSPKI) {
+		return q, badProof("the CSR's key is not the signer's"), nil
+	}
+	return q, nil, nil
+}
+
+// open decrypts the envelope with the content key and reads the CSR; it returns
+// why not, in our words.
+func (q *proven) open(proof protocol.Proof) string {
+	der, err := cms.DER(proof.Envelope, cms.DefaultLimits())
+	if err != nil {
+		return "envelope encoding"
+	}
+	envelope, err := cms.ParseEnvelope(der)
+	if err != nil {
+		return "envelope structure"
+	}
+	q.cipher = envelope.Cipher
+	content, err := envelope.Open(proof.ContentKey)
+	if err != nil {
+		return "envelope content"
+	}
+	if content, err = cms.DER(content, cms.DefaultLimits()); err != nil {
+		return "CSR encoding"
+	}
+	csr, err := pkcs10.Parse(content)
+	if err != nil {
+		return "CSR structure"
+	}
+	q.csr, q.csrDigest, q.spkiDigest = csr, digest(csr.Raw), digest(csr.RawSPKI)
+	if err := csr.CheckSignature(); err != nil {
+		return "CSR signature"
+	}
+	return ""
+}
+
+// own returns the issuance whose certificate this is, byte for byte, or nil.
+func (p *Pipeline) own(ctx context.Context, c *cms.Certificate) (*store.Issuance, error) {
+	serial := serialHex(c.RawSerial)
+	if !p.subjects[string(c.RawIssuer)] || serial == "" {
+		return nil, nil
+	}
+	i, err := p.index.Certificate(ctx, serial)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("authority: looking up the signer: %w", err)
+	case i.State != store.Issued || !bytes.Equal(i.Certificate, c.Raw) || i.Profile == store.ServerProfile:
+		return nil, nil
+	}
+	return &i, nil
+}
+
+// keyFacts describes the CSR's key.
+func keyFacts(csr *pkcs10.Request) policy.KeyFacts {
+	f := policy.KeyFacts{Type: "other", SPKI: base64.StdEncoding.EncodeToString(csr.RawSPKI)}
+	if k, ok := csr.PublicKey.(*rsa.PublicKey); ok {
+		f.Type, f.Bits, f.Exponent = "RSA", int64(k.N.BitLen()), int64(k.E)
+	} else {
+		f.Type, f.Bits, f.Curve = otherKey(csr.PublicKey)
+	}
+	return f
+}

@@ -1,0 +1,106 @@
+package config
+
+// File is postern.yaml as a person writes it. Durations are Go's, with d for
+// days; paths are absolute or relative to the file's own folder.
+type File struct {
+	Version    int        `yaml:"version"`
+	State      string     `yaml:"state"`
+	Origin     string     `yaml:"origin"`
+	Transcript string     `yaml:"transcript"`
+	Profiles   []string   `yaml:"profiles"`
+	Token      Token      `yaml:"token"`
+	Keys       []Key      `yaml:"keys"`
+	Issuers    []Issuer   `yaml:"issuers"`
+	Audit      Audit      `yaml:"audit"`
+	Challenges Challenges `yaml:"challenges"`
+	Devices    Devices    `yaml:"devices"`
+	Operators  Operators  `yaml:"operators"`
+	TLS        TLS        `yaml:"tls"`
+}
+
+// Token names the PKCS#11 module and the token in it, by serial (preferred) or
+// label.
+type Token struct {
+	Module       string `yaml:"module"`
+	Serial       string `yaml:"serial"`
+	Label        string `yaml:"label"`
+	PIN          Secret `yaml:"pin"`
+	Sessions     int    `yaml:"sessions"`      // 0: two for each core
+	Deadline     string `yaml:"deadline"`      // of one operation; default 5s
+	SoftHSM2Conf string `yaml:"softhsm2_conf"` // SoftHSM reads its configuration's path from the environment
+}
+
+// Secret says where a secret is, never what it is: a file of mode 0600 or
+// stricter, or a systemd credential.
+type Secret struct {
+	File       string `yaml:"file"`
+	Credential string `yaml:"credential"`
+}
+
+// Key is one key on the token. Purpose is ca, ra-sign, ra-decrypt, tls or audit.
+type Key struct {
+	Name    string `yaml:"name"`
+	Purpose string `yaml:"purpose"`
+	Label   string `yaml:"label"`
+	ID      string `yaml:"id"`   // CKA_ID, hex; "" finds by label alone
+	SPKI    string `yaml:"spki"` // hex SHA-256 of the public key, from the ceremony
+	// Algorithm is the ceremony's word for kind and size, such as P-256; "" for any.
+	Algorithm string `yaml:"algorithm"`
+}
+
+// KeyCert is a key's name and the file of its certificate.
+type KeyCert struct {
+	Key         string `yaml:"key"`
+	Certificate string `yaml:"certificate"`
+}
+
+// Issuer is one CA with its two RA keys.
+type Issuer struct {
+	Name        string   `yaml:"name"`
+	CA          KeyCert  `yaml:"ca"`
+	Chain       []string `yaml:"chain"` // certificates above the CA, root last
+	RASign      KeyCert  `yaml:"ra_sign"`
+	RADecrypt   KeyCert  `yaml:"ra_decrypt"`
+	MaxValidity string   `yaml:"max_validity"` // the key's own limit, whatever a profile says; default 3660d
+}
+
+// Audit configures the log.
+type Audit struct {
+	Key             string `yaml:"key"`
+	Certificate     string `yaml:"certificate"`
+	CheckpointEvery string `yaml:"checkpoint_every"` // default 60s
+}
+
+// Challenges names the 32-byte key of the challenges' HMAC tags.
+type Challenges struct {
+	Key Secret `yaml:"key"`
+}
+
+// Devices is the listener for devices. URL is what devices are told.
+type Devices struct {
+	Listen         string `yaml:"listen"`
+	URL            string `yaml:"url"`
+	ConnsPerSource int    `yaml:"connections_per_source"` // default 64
+	MaxConns       int    `yaml:"connections"`            // default 1024
+}
+
+// Operators is the API's local socket, and its listener, which wants a client
+// certificate of the operator CA. UIDs may use the socket beside root and the
+// service's own user.
+type Operators struct {
+	Socket string `yaml:"socket"`
+	UIDs   []int  `yaml:"uids"`
+	Listen string `yaml:"listen"` // "" for none
+	CA     string `yaml:"ca"`
+}
+
+// TLS says where the listeners' certificate comes from: internal or files.
+type TLS struct {
+	Mode        string   `yaml:"mode"`
+	Names       []string `yaml:"names"`       // DNS names and addresses
+	Key         string   `yaml:"key"`         // internal: a key's name
+	Issuer      string   `yaml:"issuer"`      // internal
+	Validity    string   `yaml:"validity"`    // internal; default 90d
+	Certificate string   `yaml:"certificate"` // files: PEM; internal: the ceremony's, to begin with
+	PrivateKey  string   `yaml:"private_key"` // files: PEM of mode 0600
+}

@@ -1,0 +1,70 @@
+package config
+
+import (
+	"fmt"
+	"time"
+
+	"crypto/x509"
+)
+
+// issuer reads an issuer's certificates and checks that they belong together.
+func (l *loader) issuer(n int) {
+	in, at := l.c.File.Issuers[n], fmt.Sprintf("issuers[%d]", n)
+	l.need(at+".name", in.Name)
+	for _, other := range l.c.File.Issuers[:n] {
+		if other.Name == in.Name {
+			l.fault(at+".name", "is given twice", "")
+		}
+	}
+	l.use(at+".ca.key", in.CA.Key, "ca")
+	l.use(at+".ra_sign.key", in.RASign.Key, "ra-sign")
+	l.use(at+".ra_decrypt.key", in.RADecrypt.Key, "ra-decrypt")
+	out := LoadedIssuer{
+		Issuer:      in,
+		CA:          l.certificate(at+".ca.certificate", in.CA.Certificate),
+		RASign:      l.certificate(at+".ra_sign.certificate", in.RASign.Certificate),
+		RADecrypt:   l.certificate(at+".ra_decrypt.certificate", in.RADecrypt.Certificate),
+		MaxValidity: l.duration(at+".max_validity", in.MaxValidity, 3660*24*time.Hour, time.Hour, 3660*24*time.Hour),
+	}
+	for i, file := range in.Chain {
+		if c := l.certificate(fmt.Sprintf("%s.chain[%d]", at, i), file); c != nil {
+			out.Chain = append(out.Chain, c)
+		}
+	}
+	if out.CA != nil && out.RASign != nil && out.RADecrypt != nil {
+		l.generation(at, out)
+	}
+	l.c.Issuers = append(l.c.Issuers, out)
+}
+
+// generation checks one CA, its RA certificates and what stands above it.
+func (l *loader) generation(at string, i LoadedIssuer) {
+	if !i.CA.IsCA || i.CA.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {
+		l.fault(at+".ca.certificate", "a CA's key usage is keyCertSign and cRLSign alone", "")
+	}
+	for path, ra := range map[string]struct {
+		cert  *x509.Certificate
+		usage x509.KeyUsage
+		name  string
+	}{
+		at + ".ra_sign.certificate":    {i.RASign, x509.KeyUsageDigitalSignature, "digitalSignature"},
+		at + ".ra_decrypt.certificate": {i.RADecrypt, x509.KeyUsageKeyEncipherment, "keyEncipherment"},
+	} {
+		if ra.cert.KeyUsage != ra.usage {
+			l.fault(path, "its key usage has to be "+ra.name+" alone", "")
+		}
+		if err := ra.cert.CheckSignatureFrom(i.CA); err != nil {
+			l.fault(path, "was not issued by the issuer's CA", "")
+		}
+	}
+	below := i.CA
+	for n, above := range i.Chain {
+		if err := below.CheckSignatureFrom(above); err != nil {
+			l.fault(fmt.Sprintf("%s.chain[%d]", at, n), "did not issue the certificate before it", "")
+		}
+		below = above
+	}
+	if err := below.CheckSignatureFrom(below); err != nil {
+		l.fault(at+".chain", "does not end in a root: devices are given the whole chain", "")
+	}
+}

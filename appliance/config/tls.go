@@ -1,0 +1,40 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/postern-pki/postern/policy"
+)
+
+func (l *loader) tls() {
+	t := &l.c.TLS
+	l.abs(&t.Certificate)
+	l.abs(&t.PrivateKey)
+	l.c.TLSValidity = l.duration("tls.validity", t.Validity, 90*24*time.Hour, 24*time.Hour, 398*24*time.Hour)
+	switch t.Mode {
+	case "internal":
+		l.use("tls.key", t.Key, "tls")
+		var known []string
+		for _, i := range l.c.File.Issuers {
+			known = append(known, i.Name)
+		}
+		if l.need("tls.issuer", t.Issuer) && !slices.Contains(known, t.Issuer) {
+			l.fault("tls.issuer", fmt.Sprintf("issuer %q is defined nowhere", t.Issuer), policy.Nearest(t.Issuer, known))
+		}
+		if len(t.Names) == 0 {
+			l.fault("tls.names", "is missing: the names that devices connect to", "")
+		}
+		if t.PrivateKey != "" {
+			l.fault("tls.private_key", "in mode internal the key is on the token", "")
+		}
+	case "files":
+		l.need("tls.certificate", t.Certificate)
+		l.need("tls.private_key", t.PrivateKey)
+	case "acme":
+		l.fault("tls.mode", "acme is not supported by this version", "")
+	default:
+		l.fault("tls.mode", "is one of internal, files", policy.Nearest(t.Mode, []string{"internal", "files"}))
+	}
+}

@@ -1,0 +1,43 @@
+// Package gate is where strangers' bytes come in: it puts the protocols on the
+// paths of the devices' listener.
+//
+// # What a caller may rely on
+//
+// Only what is routed here is served: the SCEP paths of configured profiles.
+// Everything else is answered 404 with a fixed text and recorded by nobody, as
+// it asks for nothing.
+//
+// # What it does not protect against
+//
+// The gate's word is not proof: the authority verifies all of it again.
+package gate
+
+import (
+	"net/http"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/scep"
+)
+
+// Devices returns the handler of the devices' listener.
+func Devices(authority protocol.Authority, keys protocol.Keys, now func() time.Time, log *zap.Logger) http.Handler {
+	mux := http.NewServeMux()
+	handler := scep.NewHandler(scep.Options{Authority: authority, Keys: keys, Now: now, Log: log})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// ServeMux redirects paths that are not clean; a SCEP client does not
+		// follow, and the handler has its own list of paths.
+		if isSCEP(r.URL.Path) {
+			handler.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func isSCEP(path string) bool {
+	const prefix = "/scep/"
+	return len(path) > len(prefix) && path[:len(prefix)] == prefix
+}

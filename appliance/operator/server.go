@@ -1,0 +1,272 @@
+package operator
+
+import (
+	"context"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postern-pki/postern/appliance/authority"
+	"github.com/postern-pki/postern/appliance/store"
+	"github.com/postern-pki/postern/audit"
+)
+
+// Limits on a request: a body holds a batch of challenges, an answer the records
+// of one request.
+const (
+	maxBody    = 4 << 20
+	maxRecords = 1000
+	actWithin  = 30 * time.Second
+)
+
+type (
+	acts interface {
+		CreateChallenges(ctx context.Context, who audit.Actor, asked []authority.NewChallenge) ([]authority.Challenge, error)
+	}
+	index interface {
+		Certificate(ctx context.Context, serial string) (store.Issuance, error)
+		Certificates(ctx context.Context, f store.CertificateFilter) ([]store.Issuance, error)
+	}
+	recorder interface {
+		Append(ctx context.Context, e audit.Entry) (audit.Line, error)
+	}
+)
+
+// Options are what [NewHandler] needs; every field is required.
+type Options struct {
+	Acts   acts
+	Index  index
+	Log    recorder
+	Scan   func(from uint64, fn func(audit.Line) error) error // the log's lines, see audit.Scan
+	Status func(ctx context.Context) Status
+	Actor  func(r *http.Request) (audit.Actor, bool) // who asks; false refuses
+	Zap    *zap.Logger
+}
+
+type server struct{ Options }
+
+// NewHandler returns the API.
+func NewHandler(o Options) http.Handler {
+	s := &server{o}
+	mux := http.NewServeMux()
+	for pattern, h := range map[string]func(*http.Request, audit.Actor) (int, any, error){
+		"GET /api/v1/status":                s.status,
+		"POST /api/v1/challenges":           s.createChallenges,
+		"GET /api/v1/certificates":          s.certificates,
+		"GET /api/v1/certificates/{serial}": s.certificate,
+		"GET /api/v1/records":               s.records,
+	} {
+		mux.Handle(pattern, s.answered(h))
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		s.write(w, http.StatusNotFound, Problem{Error: "no such resource", Hint: "the API begins at /api/v1/status"})
+	})
+	return mux
+}
+
+// problem is an error with its status; everything else is a fault of ours.
+type problem struct {
+	code int
+	Problem
+}
+
+func (p *problem) Error() string { return p.Problem.Error }
+
+func refuse(code int, text, hint string) error { return &problem{code, Problem{text, hint}} }
+
+// answered is the one place that writes: who, within which time, and which
+// status an error gets.
+func (s *server) answered(h func(*http.Request, audit.Actor) (int, any, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who, ok := s.Actor(r)
+		if !ok {
+			s.denied(r, who)
+			s.write(w, http.StatusForbidden, Problem{Error: "not an operator", Hint: "root and the service's own user may use the local socket"})
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), actWithin)
+		defer cancel()
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		code, answer, err := h(r.WithContext(ctx), who)
+		if err != nil {
+			code, answer = s.failure(err)
+		}
+		s.write(w, code, answer)
+	})
+}
+
+// denied records an attempt of somebody who may not.
+func (s *server) denied(r *http.Request, who audit.Actor) {
+	_, err := s.Log.Append(r.Context(), audit.Entry{Event: "operator", Outcome: "denied", Actor: who,
+		Object: audit.Object{"method": r.Method, "path": r.URL.Path[:min(len(r.URL.Path), 256)]}})
+	if err != nil {
+		s.Zap.Error("a denied operator's attempt could not be recorded", zap.Error(err))
+	}
+}
+
+func (s *server) failure(err error) (int, Problem) {
+	if p, ok := errors.AsType[*problem](err); ok {
+		return p.code, p.Problem
+	}
+	if tooLong, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return http.StatusRequestEntityTooLarge, Problem{Error: fmt.Sprintf("the body is larger than %d bytes", tooLong.Limit)}
+	}
+	switch {
+	case errors.Is(err, authority.ErrNoProfile):
+		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern status lists the profiles"}
+	case errors.Is(err, authority.ErrBadRequest):
+		return http.StatusBadRequest, Problem{Error: err.Error()}
+	case errors.Is(err, store.ErrNotFound):
+		return http.StatusNotFound, Problem{Error: "not found"}
+	}
+	s.Zap.Error("operator API", zap.Error(err))
+	return http.StatusServiceUnavailable, Problem{Error: "the appliance could not do this now", Hint: "postern status says why; the service's journal has the details"}
+}
+
+func (s *server) write(w http.ResponseWriter, code int, answer any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	if err := json.NewEncoder(w).Encode(answer); err != nil {
+		s.Zap.Debug("operator hung up", zap.Error(err))
+	}
+}
+
+func (s *server) status(r *http.Request, _ audit.Actor) (int, any, error) {
+	return http.StatusOK, s.Options.Status(r.Context()), nil
+}
+
+func (s *server) createChallenges(r *http.Request, who audit.Actor) (int, any, error) {
+	var asked []ChallengeRequest
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&asked); err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return 0, nil, err
+		}
+		return 0, nil, refuse(http.StatusBadRequest, "the body is not a list of challenge requests", "fields: profile, subject, dns, ttl")
+	}
+	list := make([]authority.NewChallenge, len(asked))
+	for i, a := range asked {
+		list[i] = authority.NewChallenge{Profile: a.Profile, Subject: a.Subject, DNS: a.DNS}
+		if a.TTL == "" {
+			continue
+		}
+		ttl, err := time.ParseDuration(a.TTL)
+		if err != nil || ttl <= 0 {
+			return 0, nil, refuse(http.StatusBadRequest, fmt.Sprintf("challenge %d: ttl is not a positive duration", i+1), "such as 30m")
+		}
+		list[i].TTL = ttl
+	}
+	made, err := s.Acts.CreateChallenges(r.Context(), who, list)
+	if err != nil {
+		return 0, nil, err
+	}
+	out := make([]Challenge, len(made))
+	for i, c := range made {
+		out[i] = Challenge{ID: c.ID, Challenge: c.Secret.Text(), Expires: c.Expires, Profile: c.Profile, Subject: c.Subject}
+	}
+	return http.StatusCreated, out, nil
+}
+
+func (s *server) certificates(r *http.Request, _ audit.Actor) (int, any, error) {
+	q := r.URL.Query()
+	f := store.CertificateFilter{Profile: q.Get("profile"), Subject: q.Get("subject"), State: store.State(q.Get("state"))}
+	var err error
+	if v := q.Get("limit"); v != "" {
+		if f.Limit, err = strconv.Atoi(v); err != nil || f.Limit < 1 || f.Limit > 1000 {
+			return 0, nil, refuse(http.StatusBadRequest, "limit is 1 to 1000", "")
+		}
+	}
+	if v := q.Get("before"); v != "" {
+		if f.Before, err = strconv.ParseUint(v, 10, 53); err != nil {
+			return 0, nil, refuse(http.StatusBadRequest, "before is a number that a list gave", "")
+		}
+	}
+	if f.Limit == 0 {
+		f.Limit = 100
+	}
+	list, err := s.Index.Certificates(r.Context(), f)
+	if err != nil {
+		return 0, nil, err
+	}
+	out := Certificates{Certificates: make([]Certificate, len(list))}
+	for i, c := range list {
+		out.Certificates[i] = certificateOf(c)
+	}
+	if n := len(list); n > 0 && n == f.Limit {
+		out.Before = list[n-1].IntentSeq
+	}
+	return http.StatusOK, out, nil
+}
+
+func (s *server) certificate(r *http.Request, _ audit.Actor) (int, any, error) {
+	i, err := s.Index.Certificate(r.Context(), r.PathValue("serial"))
+	if err != nil {
+		return 0, nil, err
+	}
+	c := certificateOf(i)
+	if i.Certificate != nil {
+		c.PEM = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.Certificate}))
+	}
+	return http.StatusOK, c, nil
+}
+
+func certificateOf(i store.Issuance) Certificate {
+	return Certificate{
+		Serial: i.Serial, State: string(i.State), Profile: i.Profile, Issuer: i.Issuer, Subject: i.Subject,
+		NotBefore: i.NotBefore, NotAfter: i.NotAfter, Request: i.Request, Lineage: i.Lineage, Renewal: i.Generation,
+		Predecessor: i.Predecessor, RevocationDue: i.RevocationDue, IntentSeq: i.IntentSeq, ResultSeq: i.ResultSeq,
+	}
+}
+
+var errEnough = errors.New("enough")
+
+// records finds the lines of a request, or of a serial number, in the log
+// itself: the log is the truth, the index only says where to begin.
+func (s *server) records(r *http.Request, _ audit.Actor) (int, any, error) {
+	req, serial, from, to := r.URL.Query().Get("req"), r.URL.Query().Get("serial"), uint64(0), uint64(math.MaxUint64)
+	if (req == "") == (serial == "") {
+		return 0, nil, refuse(http.StatusBadRequest, "ask for one of req and serial", "")
+	}
+	if serial != "" {
+		i, err := s.Index.Certificate(r.Context(), serial)
+		if err != nil {
+			return 0, nil, err
+		}
+		req, from = i.Request, i.IntentSeq
+		if i.ResultSeq > 0 {
+			to = i.ResultSeq + 1 // a burnt serial's revocation stands beside its result
+		}
+	}
+	out := Records{Records: []string{}}
+	err := s.Scan(from, func(l audit.Line) error {
+		if err := r.Context().Err(); err != nil {
+			return err
+		}
+		if l.Record.Seq > to {
+			return errEnough
+		}
+		if l.Record.Request == req {
+			out.Records = append(out.Records, string(l.Raw))
+		}
+		if len(out.Records) == maxRecords {
+			return errEnough
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return 0, nil, err
+	}
+	if len(out.Records) == 0 {
+		return 0, nil, store.ErrNotFound
+	}
+	return http.StatusOK, out, nil
+}

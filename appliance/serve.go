@@ -1,0 +1,240 @@
+package appliance
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postern-pki/postern/appliance/authority"
+	"github.com/postern-pki/postern/appliance/gate"
+	"github.com/postern-pki/postern/appliance/operator"
+	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/tls/listen"
+	"github.com/postern-pki/postern/tls/servercert"
+)
+
+// server is what the two kinds of server have in common.
+type server interface {
+	Serve() error
+	Shutdown(ctx context.Context) error
+}
+
+// certificate is where the listeners' certificate comes from.
+type certificate interface {
+	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	Leaf() *x509.Certificate
+	Run(ctx context.Context) error
+}
+
+// openCertificate has the listeners' certificate ready before they listen.
+func (a *Appliance) openCertificate(ctx context.Context) error {
+	var err error
+	log := a.env.Zap.Named("tls")
+	switch c := a.cfg.TLS; c.Mode {
+	case "files":
+		a.cert, err = servercert.NewFiles(servercert.FilesOptions{Certificate: c.Certificate, Key: c.PrivateKey, Log: log})
+	default:
+		a.cert, err = servercert.NewInternal(ctx, servercert.InternalOptions{
+			Key: a.keys[c.Key], Names: c.Names, Issue: a.issueServer, File: filepath.Join(a.cfg.State, "tls", "server.pem"), Log: log,
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("the listeners' certificate: %w", err)
+	}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := a.cert.Run(run); err != nil && run.Err() == nil {
+			log.Error("renewing the listeners' certificate", zap.Error(err))
+		}
+	}()
+	a.onClose(func(context.Context) error { stop(); <-done; return nil })
+	return nil
+}
+
+func (a *Appliance) issueServer(ctx context.Context, pub crypto.PublicKey, names []string) ([][]byte, error) {
+	der, err := a.authority.IssueServer(ctx, a.cfg.TLS.Issuer, pub, names, a.cfg.TLSValidity)
+	if err != nil {
+		return nil, err
+	}
+	chain := [][]byte{der}
+	for _, i := range a.cfg.Issuers {
+		if i.Name == a.cfg.TLS.Issuer && len(i.Chain) > 0 { // a root is what clients have
+			chain = append(chain, i.CA.Raw)
+		}
+	}
+	return chain, nil
+}
+
+// openListeners is the last step: nothing is served by half.
+func (a *Appliance) openListeners(context.Context) error {
+	d := a.cfg.Devices
+	devices, err := listen.New(listen.Options{
+		Name: "devices", Listener: a.env.Devices, Address: d.Listen, GetCertificate: a.cert.GetCertificate,
+		Handler:        gate.Devices(a.authority, raKeys{a}, a.env.Now, a.env.Zap.Named("scep")),
+		ConnsPerSource: d.ConnsPerSource, MaxConns: d.MaxConns, Log: a.env.Zap.Named("devices"),
+	})
+	if err != nil {
+		return fmt.Errorf("the devices' listener: %w", err)
+	}
+	a.device = devices.Addr()
+	a.serve(devices)
+	if err := os.MkdirAll(filepath.Dir(a.cfg.Operators.Socket), 0o700); err != nil {
+		return fmt.Errorf("the operators' socket: %w", err)
+	}
+	local, err := listen.NewLocal(a.cfg.Operators.Socket, 0o660, a.api(a.localActor), a.env.Zap.Named("local"))
+	if err != nil {
+		return fmt.Errorf("the operators' socket: %w", err)
+	}
+	a.serve(local)
+	if a.cfg.Operators.Listen == "" && a.env.Operators == nil {
+		return nil
+	}
+	operators, err := listen.New(listen.Options{
+		Name: "operators", Listener: a.env.Operators, Address: a.cfg.Operators.Listen, GetCertificate: a.cert.GetCertificate,
+		ClientCAs: a.cfg.OperatorCA, Handler: a.api(certificateActor), Log: a.env.Zap.Named("operators"),
+	})
+	if err != nil {
+		return fmt.Errorf("the operators' listener: %w", err)
+	}
+	a.operator = operators.Addr()
+	a.serve(operators)
+	return nil
+}
+
+func (a *Appliance) serve(s server) {
+	a.servers = append(a.servers, s)
+	a.onClose(s.Shutdown)
+}
+
+func (a *Appliance) api(actor func(*http.Request) (audit.Actor, bool)) http.Handler {
+	return operator.NewHandler(operator.Options{
+		Acts: a.authority, Index: a.index, Log: a.log, Status: a.status, Actor: actor, Zap: a.env.Zap.Named("operator"),
+		Scan: func(from uint64, fn func(audit.Line) error) error { return audit.Scan(a.auditDir(), from, fn) },
+	})
+}
+
+// localActor asks the kernel who is at the other end: root, the service's own
+// user, and those that the configuration names.
+func (a *Appliance) localActor(r *http.Request) (audit.Actor, bool) {
+	peer, ok := listen.PeerOf(r.Context())
+	if !ok {
+		return audit.Actor{Kind: "operator", Source: "local"}, false
+	}
+	who := audit.Actor{Kind: "operator", ID: "uid:" + strconv.FormatUint(uint64(peer.UID), 10), Source: "local"}
+	allowed := peer.UID == 0 || int(peer.UID) == os.Geteuid()
+	for _, uid := range a.cfg.Operators.UIDs {
+		allowed = allowed || int(peer.UID) == uid
+	}
+	return who, allowed
+}
+
+// certificateActor names an operator by the key of the certificate that the
+// handshake verified.
+func certificateActor(r *http.Request) (audit.Actor, bool) {
+	who := audit.Actor{Kind: "operator", Source: r.RemoteAddr}
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return who, false
+	}
+	sum := sha256.Sum256(r.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo)
+	who.ID = "key:" + hex.EncodeToString(sum[:])
+	return who, true
+}
+
+// raKeys gives the gate the two RA keys of a profile's issuer.
+type raKeys struct{ a *Appliance }
+
+func (k raKeys) keys(profile string) (sign, decrypt *hsm.Key, err error) {
+	p, ok := k.a.cfg.Policies.Profile(profile)
+	if !ok {
+		return nil, nil, protocol.ErrUnknownProfile
+	}
+	for _, i := range k.a.cfg.Issuers {
+		if i.Name == p.Issuer {
+			return k.a.keys[i.Issuer.RASign.Key], k.a.keys[i.Issuer.RADecrypt.Key], nil
+		}
+	}
+	return nil, nil, protocol.ErrUnknownProfile
+}
+
+// Decrypter implements [protocol.Keys].
+func (k raKeys) Decrypter(ctx context.Context, profile string) (crypto.Decrypter, error) {
+	_, decrypt, err := k.keys(profile)
+	if err != nil {
+		return nil, err
+	}
+	return decrypt.With(ctx), nil
+}
+
+// Signer implements [protocol.Keys].
+func (k raKeys) Signer(ctx context.Context, profile string) (crypto.Signer, error) {
+	sign, _, err := k.keys(profile)
+	if err != nil {
+		return nil, err
+	}
+	return sign.With(ctx), nil
+}
+
+// status is how the appliance is, with every reason why it is not good.
+func (a *Appliance) status(context.Context) operator.Status {
+	head, slot, stats := a.log.Head(), a.token.Slot(), a.token.Stats()
+	s := operator.Status{
+		State: operator.Good, Reasons: []string{}, Version: a.env.Version, Started: a.started, Policy: a.cfg.Policies.Digest(),
+		Log:   operator.StatusLog{Origin: a.cfg.Origin, Size: head.Size, Root: hex.EncodeToString(head.Root[:])},
+		Token: operator.StatusToken{Serial: slot.Serial, Label: slot.Label, Operations: stats.Sign + stats.Decrypt, Failures: stats.Dropped + stats.Overdue + stats.OwnSignature},
+	}
+	degraded := func(why string) { s.State, s.Reasons = operator.Degraded, append(s.Reasons, why) }
+	if err := a.log.Healthy(); err != nil {
+		degraded("the log cannot be written, nothing is issued: " + err.Error())
+	}
+	if err := a.token.Healthy(); err != nil {
+		degraded("the token: " + err.Error())
+	}
+	expiry := func(name string, c *x509.Certificate) {
+		sum := sha256.Sum256(c.Raw)
+		s.Expiries = append(s.Expiries, operator.StatusExpiry{Name: name, NotAfter: c.NotAfter, SHA256: hex.EncodeToString(sum[:])})
+		if left := c.NotAfter.Sub(a.env.Now()); left < 14*24*time.Hour {
+			degraded(fmt.Sprintf("the %s certificate ends on %s", name, c.NotAfter.Format(time.DateOnly)))
+		}
+	}
+	for _, i := range a.cfg.Issuers {
+		expiry(i.Name+" ca", i.CA)
+		expiry(i.Name+" ra-sign", i.RASign)
+		expiry(i.Name+" ra-decrypt", i.RADecrypt)
+	}
+	expiry("audit", a.cfg.AuditCertificate)
+	expiry("tls", a.cert.Leaf())
+	for _, name := range a.cfg.Policies.Names() {
+		s.Profiles = append(s.Profiles, operator.StatusProfile{Name: name, URL: a.DeviceURL(name)})
+	}
+	return s
+}
+
+// DeviceURL is what the devices of a profile are told.
+func (a *Appliance) DeviceURL(profile string) string {
+	base := a.cfg.Devices.URL
+	if base == "" {
+		base = "https://" + a.device.String()
+	}
+	return base + "/scep/" + profile
+}
+
+// begin says how the log was found.
+func (a *Appliance) begin() authority.Begin {
+	r := a.log.Recovered()
+	return authority.Begin{Clean: r.Clean, SameBoot: r.SameBoot, Version: a.env.Version, Config: a.cfg.Digest, Recovered: r.String()}
+}

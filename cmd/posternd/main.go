@@ -1,0 +1,143 @@
+// Command posternd is the enrollment appliance.
+//
+// # What a caller may rely on
+//
+// It serves only after everything that can be checked was checked: the
+// configuration, the token's keys and their attributes, the log. It tells the
+// service manager when it is ready, stops in order on SIGTERM, and exits 0 then,
+// 1 when something failed, 2 when it was misused, and 78 when its configuration
+// is wrong.
+//
+// # What it does not protect against
+//
+// The PIN is in this process while it runs, inside the PKCS#11 module.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-pki/postern/appliance"
+	"github.com/postern-pki/postern/appliance/config"
+	"github.com/postern-pki/postern/policy"
+)
+
+// Exit statuses; the last is sysexits' EX_CONFIG, which a unit does not restart.
+const (
+	exitFailed  = 1
+	exitMisused = 2
+	exitConfig  = 78
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string, out, errOut io.Writer) int {
+	var path string
+	served := false
+	root := &cobra.Command{
+		Use: "posternd --config FILE", Short: "The Postern enrollment appliance", Args: cobra.NoArgs,
+		SilenceErrors: true, SilenceUsage: true, Version: version(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			served = true
+			return serve(cmd.Context(), path, errOut)
+		},
+	}
+	root.Flags().StringVar(&path, "config", "/etc/postern/postern.yaml", "configuration `file`")
+	root.SetArgs(args)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	_, _ = fmt.Fprintf(errOut, "posternd: %v\n", err)
+	if faults, ok := errors.AsType[*policy.LoadError](err); ok && faults != nil {
+		_, _ = fmt.Fprintf(errOut, "posternd: hint: postern config check --config %s\n", path)
+		return exitConfig
+	}
+	if !served {
+		_, _ = fmt.Fprintln(errOut, "posternd: hint: posternd --help")
+		return exitMisused
+	}
+	return exitFailed
+}
+
+// closeWithin bounds an orderly stop: the last checkpoint and the open requests.
+const closeWithin = 20 * time.Second
+
+func serve(ctx context.Context, path string, errOut io.Writer) error {
+	if err := hideMemory(); err != nil {
+		return err
+	}
+	cfg, err := config.Load(path)
+	if err != nil {
+		return err
+	}
+	if conf := cfg.Token.SoftHSM2Conf; conf != "" {
+		// The module reads it from the environment when it is loaded, once.
+		if err := os.Setenv("SOFTHSM2_CONF", conf); err != nil {
+			return err
+		}
+	}
+	log := newLogger(errOut)
+	defer func() { _ = log.Sync() }()
+	env := appliance.Env{Zap: log, Version: version()}
+	if err := env.Inherit(); err != nil {
+		return err
+	}
+	a, err := appliance.New(ctx, cfg, env)
+	if err != nil {
+		return err
+	}
+	log.Info("serving", zap.Stringer("devices", a.DeviceAddr()), zap.String("operators", cfg.Operators.Socket))
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		log.Warn("telling the service manager", zap.Error(err))
+	}
+	err = a.Serve(ctx)
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
+	log.Info("stopping")
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
+	defer cancel()
+	return errors.Join(err, a.Close(last))
+}
+
+// hideMemory keeps core files and debuggers of the same user away from the PIN.
+func hideMemory() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("making the process not dumpable: %w", err)
+	}
+	return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
+}
+
+func newLogger(w io.Writer) *zap.Logger {
+	enc := zap.NewProductionEncoderConfig()
+	enc.EncodeTime = zapcore.ISO8601TimeEncoder
+	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(enc), zapcore.Lock(zapcore.AddSync(w)), zap.InfoLevel))
+}
+
+// version is what the build knows of itself.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "unknown"
+	}
+	return info.Main.Version
+}
