@@ -1,34 +1,79 @@
-# Postern. `make test` installs what it needs and runs every test.
+# Postern. `make demo` shows it, `make test` tests it; both install what they need.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-GO      ?= go
-TOOLBIN := $(CURDIR)/bin/tools
-FUZZTIME ?= 3s
 
-.PHONY: build test lint fuzz unit need-test tools
+GO        ?= go
+BIN       := bin
+TOOLBIN   := $(CURDIR)/$(BIN)/tools
+GOFLAGS_B := -trimpath -buildvcs=false
+FUZZTIME  ?= 3s
+DEVICE_PORT   ?= 8443
+OPERATOR_PORT ?= 9443
+export DEVICE_PORT OPERATOR_PORT
+
+# A token's mechanism state is per process; so are SoftHSM's files. Nothing here
+# reads or writes a token outside the folder of the demo or of one test.
+
+.PHONY: build demo run test lint vet vuln fuzz unit soak bench clean need-demo need-test tools
 
 build:
-	$(GO) build ./...
+	mkdir -p $(BIN)
+	$(GO) build $(GOFLAGS_B) -o $(BIN)/ ./cmd/...
+	$(GO) build $(GOFLAGS_B) -o $(BIN)/postern-demo ./test/demo
 
-need-test:
-	tools/need softhsm2 openssl
+need-demo:
+	tools/need softhsm2 strongswan-pki libstrongswan-extra-plugins openssl
 
-tools: $(TOOLBIN)/golangci-lint
+need-test: need-demo
+	tools/need systemd jq
+
+demo: need-demo build
+	$(BIN)/postern-demo
+
+run: need-demo build
+	$(BIN)/postern-demo --run
+
+tools: $(TOOLBIN)/golangci-lint $(TOOLBIN)/staticcheck $(TOOLBIN)/govulncheck
 
 $(TOOLBIN)/%: tools/go.mod tools/go.sum
 	mkdir -p $(TOOLBIN)
-	cd tools && $(GO) build -trimpath -buildvcs=false -o $(TOOLBIN)/ tool
+	cd tools && $(GO) build $(GOFLAGS_B) -o $(TOOLBIN)/ tool
+	touch $(TOOLBIN)/*
 
-lint: tools
+vet:
+	test -z "$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "not gofmt"; exit 1; }
 	$(GO) vet ./...
+
+lint: tools vet
 	$(TOOLBIN)/staticcheck ./...
 	$(TOOLBIN)/golangci-lint run ./...
 
+# The database of known vulnerabilities is not part of the repository: name a
+# folder of OSV files to have the build checked against it.
+vuln: tools
+ifdef POSTERN_VULNDB
+	$(TOOLBIN)/govulncheck -db file://$(POSTERN_VULNDB) ./...
+else
+	@echo "govulncheck: NOT RUN (POSTERN_VULNDB names no database folder)"
+endif
+
+# Every fuzz target of the tree, for FUZZTIME each. Their seeds run as tests too.
 fuzz:
 	tools/fuzz $(FUZZTIME)
 
 unit:
-	$(GO) test -race -timeout 30m ./...
+	POSTERN_BIN=$(CURDIR)/$(BIN) $(GO) test -race -timeout 30m ./...
 
-test: need-test build lint fuzz unit
+test: need-test build lint vuln fuzz unit
+
+# The loops of `make test`, ten times longer.
+soak: need-test build
+	POSTERN_SOAK=1 POSTERN_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 4h ./test/crash/...
+	tools/fuzz 60s
+
+bench: need-demo build
+	$(GO) run ./test/load
+
+clean:
+	rm -rf $(BIN) demo

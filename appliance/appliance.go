@@ -97,8 +97,10 @@ func (a *Appliance) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// DeviceAddr and OperatorAddr are where the listeners are; nil without one.
-func (a *Appliance) DeviceAddr() net.Addr   { return a.device }
+// DeviceAddr is where the devices' listener is.
+func (a *Appliance) DeviceAddr() net.Addr { return a.device }
+
+// OperatorAddr is where the operators' listener is; nil without one.
 func (a *Appliance) OperatorAddr() net.Addr { return a.operator }
 
 func (a *Appliance) openState(context.Context) error {

@@ -24,7 +24,6 @@ package audit
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -358,77 +357,6 @@ func (l *Log) commit(batch []*request) error {
 		r.lines, lines = lines[:len(r.entries):len(r.entries)], lines[len(r.entries):]
 	}
 	return nil
-}
-
-// write is the one place where lines reach the disk: one write, one fdatasync,
-// then the followers in their order.
-func (l *Log) write(entries []*prepared, clock bool) ([]Line, error) {
-	now, mono := l.opt.Now().UTC(), bootMicros()
-	extra := 0
-	if step := l.step(now, mono); clock && step != nil {
-		entries = append([]*prepared{step}, entries...)
-		extra = 1
-	}
-	l.w.wall, l.w.mono = now, mono
-	next := l.w.chain.Clone()
-	lines := make([]Line, 0, len(entries))
-	var buf []byte
-	for _, p := range entries {
-		line, err := p.place(next.size, hex.EncodeToString(next.prev[:]), now, l.w.boot, mono)
-		if err == nil {
-			err = next.Step(line)
-		}
-		if err != nil {
-			return nil, err
-		}
-		lines = append(lines, line)
-		buf = append(buf, line.Raw...)
-	}
-	if _, err := l.w.out.Write(buf); err != nil {
-		return nil, fmt.Errorf("writing segment %s: %w", l.w.name, err)
-	}
-	if err := l.w.out.Sync(); err != nil {
-		return nil, fmt.Errorf("syncing segment %s: %w", l.w.name, err)
-	}
-	_, _ = l.w.sum.Write(buf)
-	l.w.size += int64(len(buf))
-	l.w.chain = *next
-	ctx, cancel := context.WithTimeout(context.Background(), followWithin)
-	defer cancel()
-	for _, f := range l.opt.Followers {
-		if err := f.Follow(ctx, lines); err != nil {
-			return nil, fmt.Errorf("a follower refused lines %d to %d: %w", lines[0].Record.Seq, next.size-1, err)
-		}
-	}
-	head := next.Head()
-	l.mu.Lock()
-	l.head = head
-	l.mu.Unlock()
-	return lines[extra:], nil
-}
-
-// followWithin bounds what a follower may take for one batch.
-const followWithin = 30 * time.Second
-
-// maxClockStep is how far wall clock and monotonic clock may part between two
-// batches before that is recorded.
-const maxClockStep = 2 * time.Second
-
-// step returns the record of a clock that was set, or nil.
-func (l *Log) step(now time.Time, mono int64) *prepared {
-	if l.w.wall.IsZero() {
-		return nil
-	}
-	expected := l.w.wall.Add(time.Duration(mono-l.w.mono) * time.Microsecond)
-	if d := now.Sub(expected); d.Abs() <= maxClockStep {
-		return nil
-	}
-	p, err := prepare(Entry{Event: "time.step", Outcome: "found", Actor: Actor{Kind: "system", ID: "log"},
-		Object: Object{"expected": expected.UTC().Format(timeForm), "found": now.Format(timeForm)}})
-	if err != nil {
-		return nil
-	}
-	return p
 }
 
 func (l *Log) path(parts ...string) string {

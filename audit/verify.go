@@ -64,14 +64,14 @@ func eachLine(path string, fn func(raw []byte, whole bool) error) (err error) {
 	for {
 		raw, err := r.ReadSlice('\n')
 		if len(raw) > 0 {
-			if ferr := fn(raw, err == nil); ferr != nil {
+			if ferr := fn(raw, err == nil || errors.Is(err, bufio.ErrBufferFull)); ferr != nil {
 				return ferr
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, bufio.ErrBufferFull): // fn refused a line that long
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return fmt.Errorf("audit: reading %s: %w", filepath.Base(path), err)
 		}
 	}
@@ -132,6 +132,7 @@ type verifier struct {
 	seg    string
 	line   int
 	offset int64
+	before int64 // offset of the line before
 }
 
 // Verify checks a whole log: every line's form and place, every segment's hash
@@ -217,6 +218,7 @@ func (v *verifier) segment(ctx context.Context, name string, previous hash.Hash,
 			return err
 		}
 		_, _ = sum.Write(raw)
+		v.before = v.offset
 		v.offset += int64(len(raw))
 		return ctx.Err()
 	})
@@ -248,6 +250,10 @@ func (v *verifier) record(l Line) error {
 		v.r.Signed = size
 	}
 	if err := v.chain.Step(l); err != nil {
+		if errors.Is(err, ErrPrevious) && v.line > 1 {
+			// The line is whole and names another one: the one before it was changed.
+			return &Damage{v.seg, v.line - 1, v.before, v.chain.size - 1, "the record was changed or exchanged: the next one names another SHA-256"}
+		}
 		return v.damage(err.Error())
 	}
 	if root, ok := v.notes[v.chain.size]; ok && root != v.chain.Head().Root {

@@ -87,7 +87,7 @@ func (s *Set) Decide(f Facts) Decision {
 	}
 	if len(r.d.Reasons) == 0 {
 		var err error
-		b.subject, err = marshalSubject(b.names.Subject)
+		b.subject, err = EncodeSubject(b.names.Subject)
 		r.check("subject", err == nil, "", "the subject has to be encodable")
 	}
 	if r.d.Issue = len(r.d.Reasons) == 0; r.d.Issue {
@@ -205,9 +205,9 @@ func (d Decision) Template() (*x509.Certificate, bool) {
 	return t, true
 }
 
-// marshalSubject encodes a Name, one attribute an RDN, each value in the string
+// EncodeSubject encodes a Name, one attribute an RDN, each value in the string
 // type that RFC 5280, section 4.1.2.4, asks for.
-func marshalSubject(subject []Attribute) ([]byte, error) {
+func EncodeSubject(subject []Attribute) ([]byte, error) {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		for _, a := range subject {

@@ -140,7 +140,7 @@ func (s *server) write(w http.ResponseWriter, code int, answer any) {
 }
 
 func (s *server) status(r *http.Request, _ audit.Actor) (int, any, error) {
-	return http.StatusOK, s.Options.Status(r.Context()), nil
+	return http.StatusOK, s.Status(r.Context()), nil
 }
 
 func (s *server) createChallenges(r *http.Request, who audit.Actor) (int, any, error) {

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postern-pki/postern/appliance"
+	"github.com/postern-pki/postern/appliance/config"
+	"github.com/postern-pki/postern/appliance/operator"
+	"github.com/postern-pki/postern/audit"
+)
+
+// batchLine prints one challenge of a batch.
+func (a *app) batchLine(m operator.Challenge) error {
+	if a.json() {
+		return json.NewEncoder(a.out).Encode(m)
+	}
+	_, err := fmt.Fprintln(a.out, m.Challenge)
+	return err
+}
+
+func (a *app) auditCmd() *cobra.Command {
+	c := &cobra.Command{Use: "audit", Short: "Verify and read the log"}
+	c.AddCommand(a.auditVerifyCmd(), a.auditShowCmd())
+	return c
+}
+
+func (a *app) auditVerifyCmd() *cobra.Command {
+	var dir, trust string
+	verify := &cobra.Command{
+		Use: "verify", Short: "Verify the whole log on disk, with the service up or down", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var cfg *config.Config
+			if dir == "" || trust == "" {
+				var err error
+				if cfg, err = config.Load(a.config); err != nil {
+					return failed("or name both --dir and --trust", "%w", err)
+				}
+			}
+			if dir == "" {
+				dir = filepath.Join(cfg.State, "audit")
+			}
+			verifier, err := appliance.AuditVerifier(cfg, trust, dir)
+			if err != nil {
+				return failed("--trust audit.pem", "%w", err)
+			}
+			report, err := audit.Verify(cmd.Context(), dir, audit.VerifyOptions{Verifier: verifier})
+			if damage, ok := errors.AsType[*audit.Damage](err); ok {
+				return failed("the log was changed or damaged: keep the disk as it is, and ask the auditor", "%w", damage)
+			}
+			if err != nil {
+				return failed("", "verifying %s: %w", dir, err)
+			}
+			return a.print(report, func(w io.Writer) { printReport(w, dir, report) })
+		},
+	}
+	verify.Flags().StringVar(&dir, "dir", "", "log `folder` (default: the configuration's)")
+	verify.Flags().StringVar(&trust, "trust", "", "certificate `file` of the audit key (default: the configuration's)")
+	return verify
+}
+
+func (a *app) auditShowCmd() *cobra.Command {
+	var req, serial string
+	show := &cobra.Command{
+		Use: "show", Short: "Show the records of one request or serial number", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if (req == "") == (serial == "") {
+				return misused("--req ID or --serial S", "name one request, or one serial number")
+			}
+			q := url.Values{}
+			if req != "" {
+				q.Set("req", req)
+			} else {
+				q.Set("serial", strings.ToLower(serial))
+			}
+			var r operator.Records
+			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/records?"+q.Encode(), nil, &r); err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) {
+				for _, line := range r.Records {
+					printRecord(w, line)
+				}
+			})
+		},
+	}
+	show.Flags().StringVar(&req, "req", "", "request `id`, as the device was told")
+	show.Flags().StringVar(&serial, "serial", "", "serial `number`, hex")
+	return show
+}
+
+func printReport(w io.Writer, dir string, r audit.Report) {
+	_, _ = fmt.Fprintf(w, "the log in %s is whole\n", dir)
+	p := func(key string, value any) { _, _ = fmt.Fprintf(w, "%s\t%v\n", key, value) }
+	p("origin", r.Origin)
+	p("records", fmt.Sprintf("%d in %d segment(s), %s to %s", r.Records, r.Segments, r.First.Format(time.RFC3339), r.Last.Format(time.RFC3339)))
+	p("root", r.Root)
+	p("checkpoints", fmt.Sprintf("%d, the newest covers %d records", r.Checkpoints, r.Signed))
+	if r.Unfinished > 0 {
+		p("unfinished", fmt.Sprintf("%d octets after the last whole record", r.Unfinished))
+	}
+	for _, event := range slices.Sorted(maps.Keys(r.Events)) {
+		p(event, r.Events[event])
+	}
+}
+
+func printRecord(w io.Writer, raw string) {
+	l, err := audit.ParseLine([]byte(raw))
+	if err != nil {
+		_, _ = fmt.Fprintf(w, "a line that is no record: %v\n", err)
+		return
+	}
+	r := l.Record
+	_, _ = fmt.Fprintf(w, "record %d\t%s\t%s %s\t%s %s\n", r.Seq, r.Time.Format("2006-01-02T15:04:05.000000Z"), r.Event, r.Outcome, r.Actor.Kind, r.Actor.Source)
+	for _, key := range []string{"profile", "kind", "by", "say", "why", "subject", "serial", "challenge_why", "what", "transaction"} {
+		if v := r.Object.String(key); v != "" {
+			_, _ = fmt.Fprintf(w, "\t%s\t%s\n", key, v)
+		}
+	}
+	for _, reason := range r.Object.Objects("reasons") {
+		_, _ = fmt.Fprintf(w, "\treason\t%s: saw %q: %s\n", reason.String("rule"), reason.String("saw"), reason.String("say"))
+	}
+}
+
+func (a *app) rebuildCmd() *cobra.Command {
+	var apply bool
+	c := &cobra.Command{
+		Use: "rebuild", Short: "Make the state index anew from the log, with the service down", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(a.config)
+			if err != nil {
+				return failed("", "%w", err)
+			}
+			if !apply {
+				return a.print(map[string]any{"would_replace": filepath.Join(cfg.State, "index.db")}, func(w io.Writer) {
+					_, _ = fmt.Fprintf(w, "would make %s anew from the log; nothing was changed: say --apply\n", filepath.Join(cfg.State, "index.db"))
+				})
+			}
+			r, err := appliance.Rebuild(cmd.Context(), cfg)
+			if err != nil {
+				return failed("stop the service first; the old index stays where it is", "rebuilding: %w", err)
+			}
+			return a.print(r, func(w io.Writer) {
+				_, _ = fmt.Fprintf(w, "the index is true up to record %d\n", r.Next-1)
+				if !r.Same {
+					_, _ = fmt.Fprintf(w, "it differs from the one before, which is kept as %s\n", r.Kept)
+				}
+			})
+		},
+	}
+	c.Flags().BoolVar(&apply, "apply", false, "do it")
+	return c
+}

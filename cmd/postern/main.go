@@ -1,0 +1,125 @@
+// Command postern is the operator's tool: it talks to a running service through
+// the operators' API, checks files, verifies the log, and enrolls as a device
+// would.
+//
+// # What a caller may rely on
+//
+// It exits 0 when it did what it was asked, 1 when that failed and 2 when it was
+// misused; `status` exits 0 good, 1 unreachable, 2 degraded. Data goes to
+// standard output, words to standard error, an error comes with a hint.
+//
+// # What it does not protect against
+//
+// A challenge that it prints is as secret as the terminal that it is printed on.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// hinted is an error with what to do about it; code is the exit status, 0 means
+// 1.
+type hinted struct {
+	err  error
+	hint string
+	code int
+}
+
+func (h *hinted) Error() string { return h.err.Error() }
+func (h *hinted) Unwrap() error { return h.err }
+
+func failed(hint, format string, args ...any) error {
+	return &hinted{err: fmt.Errorf(format, args...), hint: hint, code: 1}
+}
+
+func misused(hint, format string, args ...any) error {
+	return &hinted{err: fmt.Errorf(format, args...), hint: hint, code: 2}
+}
+
+// quiet ends with a status and without a word: the words are on standard output.
+func quiet(code int) error { return &hinted{code: code} }
+
+// run returns the exit status. Nothing under it exits or reads os.Args.
+func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	root := newRoot(&app{in: in, out: out, errOut: errOut})
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errOut)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	h, ok := errors.AsType[*hinted](err)
+	if !ok { // cobra's own: unknown commands, flags and arguments
+		h = &hinted{err: err, hint: cmd.CommandPath() + " --help", code: 2}
+	}
+	if h.err != nil {
+		_, _ = fmt.Fprintf(errOut, "postern: %v\n", h.err)
+	}
+	if h.hint != "" {
+		_, _ = fmt.Fprintf(errOut, "postern: hint: %s\n", h.hint)
+	}
+	return max(h.code, 1)
+}
+
+// app is what all commands share.
+type app struct {
+	in          io.Reader
+	out, errOut io.Writer
+	config      string
+	socket      string
+	output      string
+}
+
+func (a *app) json() bool { return a.output == "json" }
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use: "postern", Short: "Operate a Postern enrollment appliance", SilenceErrors: true, SilenceUsage: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if a.output != "text" && a.output != "json" {
+				return misused("--output text or --output json", "no output format %q", a.output)
+			}
+			return nil
+		},
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.config, "config", "/etc/postern/postern.yaml", "configuration `file`")
+	f.StringVar(&a.socket, "socket", "", "operators' `socket` (default: the configuration's)")
+	f.StringVar(&a.output, "output", "text", "`format`: text or json")
+	root.AddCommand(a.statusCmd(), a.configCmd(), a.challengeCmd(), a.certCmd(), a.auditCmd(), a.policyCmd(), a.rebuildCmd(), a.scepCmd())
+	for _, c := range root.Commands() {
+		group(c)
+	}
+	return root
+}
+
+// group makes a command that only has others misused without one of them.
+func group(c *cobra.Command) {
+	if !c.HasSubCommands() {
+		return
+	}
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return misused(c.CommandPath()+" --help", "no command %q", args[0])
+		}
+		return misused(c.CommandPath()+" --help", "%s needs a command", c.CommandPath())
+	}
+}

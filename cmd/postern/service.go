@@ -1,0 +1,222 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postern-pki/postern/appliance/config"
+	"github.com/postern-pki/postern/appliance/operator"
+)
+
+// maxAnswer bounds what the service may answer.
+const maxAnswer = 16 << 20
+
+// call asks the service over its local socket and decodes the answer into out.
+func (a *app) call(ctx context.Context, method, path string, body, out any) error {
+	socket := a.socket
+	if socket == "" {
+		var err error
+		if socket, err = config.Socket(a.config); err != nil {
+			return failed("--config FILE or --socket PATH", "finding the service's socket: %w", err)
+		}
+	}
+	var data []byte
+	if body != nil {
+		var err error
+		if data, err = json.Marshal(body); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, "http://local"+path, bytes.NewReader(data))
+	if err != nil {
+		return err
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}, DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return failed(dialHint(err), "the service at %s does not answer: %w", socket, errors.Unwrap(err))
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(http.MaxBytesReader(nil, resp.Body, maxAnswer))
+	if err != nil {
+		return failed("", "reading the service's answer: %w", err)
+	}
+	if resp.StatusCode >= 400 {
+		var p operator.Problem
+		if json.Unmarshal(answer, &p) != nil || p.Error == "" {
+			p.Error = resp.Status
+		}
+		return failed(p.Hint, "%s", p.Error)
+	}
+	if err := json.Unmarshal(answer, out); err != nil {
+		return failed("is it a Postern of the same version?", "the service's answer is not what was expected: %w", err)
+	}
+	return nil
+}
+
+func dialHint(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return "is posternd running? its journal says why not"
+	case errors.Is(err, fs.ErrPermission):
+		return "root and the service's own user may use the socket"
+	}
+	return ""
+}
+
+// print writes v as JSON, or lets text write it.
+func (a *app) print(v any, text func(w io.Writer)) error {
+	if a.json() {
+		enc := json.NewEncoder(a.out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	}
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	text(w)
+	return w.Flush()
+}
+
+func (a *app) statusCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Say how the appliance is: exits 0 good, 1 unreachable, 2 degraded", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var s operator.Status
+			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/status", nil, &s); err != nil {
+				return err
+			}
+			err := a.print(s, func(w io.Writer) { printStatus(w, s) })
+			if err == nil && s.State != operator.Good {
+				return quiet(2)
+			}
+			return err
+		},
+	}
+}
+
+func printStatus(w io.Writer, s operator.Status) {
+	p := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
+	p("state\t%s\n", s.State)
+	for _, r := range s.Reasons {
+		p("\t%s\n", r)
+	}
+	p("version\t%s\nstarted\t%s\npolicy\t%s\n", s.Version, s.Started.Format(time.RFC3339), s.Policy)
+	p("log\t%s, %d records, root %s\n", s.Log.Origin, s.Log.Size, s.Log.Root)
+	p("token\t%s, serial %s, %d operations, %d failed\n", s.Token.Label, s.Token.Serial, s.Token.Operations, s.Token.Failures)
+	for _, pr := range s.Profiles {
+		p("profile\t%s\t%s\n", pr.Name, pr.URL)
+	}
+	for _, e := range s.Expiries {
+		p("certificate\t%s\tuntil %s\t%s\n", e.Name, e.NotAfter.Format(time.RFC3339), e.SHA256)
+	}
+}
+
+func (a *app) configCmd() *cobra.Command {
+	c := &cobra.Command{Use: "config", Short: "Check the configuration"}
+	c.AddCommand(&cobra.Command{
+		Use: "check", Short: "Check the configuration and its profiles, and name every fault", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			cfg, err := config.Load(a.config)
+			if err != nil {
+				return failed("each line names file, line and column", "%w", err)
+			}
+			answer := map[string]any{"config": cfg.Path, "digest": cfg.Digest, "policy": cfg.Policies.Digest(), "profiles": cfg.Policies.Names()}
+			return a.print(answer, func(w io.Writer) {
+				_, _ = fmt.Fprintf(w, "%s is good: profiles %s\n", cfg.Path, strings.Join(cfg.Policies.Names(), ", "))
+			})
+		},
+	})
+	return c
+}
+
+func (a *app) certCmd() *cobra.Command {
+	c := &cobra.Command{Use: "cert", Short: "List and show certificates"}
+	var profile, subject, state string
+	var limit int
+	var before uint64
+	list := &cobra.Command{
+		Use: "list", Short: "List certificates, newest first", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			q := url.Values{}
+			for key, v := range map[string]string{"profile": profile, "subject": subject, "state": state} {
+				if v != "" {
+					q.Set(key, v)
+				}
+			}
+			q.Set("limit", strconv.Itoa(limit))
+			if before > 0 {
+				q.Set("before", strconv.FormatUint(before, 10))
+			}
+			var l operator.Certificates
+			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/certificates?"+q.Encode(), nil, &l); err != nil {
+				return err
+			}
+			return a.print(l, func(w io.Writer) {
+				_, _ = fmt.Fprintln(w, "SERIAL\tSTATE\tPROFILE\tRENEWAL\tUNTIL\tSUBJECT")
+				for _, c := range l.Certificates {
+					_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", c.Serial, c.State, c.Profile, c.Renewal, c.NotAfter.Format(time.DateOnly), c.Subject)
+				}
+				if l.Before > 0 {
+					_, _ = fmt.Fprintf(w, "more: --before %d\n", l.Before)
+				}
+			})
+		},
+	}
+	f := list.Flags()
+	f.StringVar(&profile, "profile", "", "of this `profile`")
+	f.StringVar(&subject, "subject", "", "with this `text` in the subject")
+	f.StringVar(&state, "state", "", "in this `state`: issued, intended, failed, unknown")
+	f.IntVar(&limit, "limit", 100, "at most so many, 1 to 1000")
+	f.Uint64Var(&before, "before", 0, "continue a list from its `number`")
+	show := &cobra.Command{
+		Use: "show SERIAL", Short: "Show one certificate", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var c operator.Certificate
+			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/certificates/"+url.PathEscape(args[0]), nil, &c); err != nil {
+				return err
+			}
+			return a.print(c, func(w io.Writer) { printCertificate(w, c) })
+		},
+	}
+	c.AddCommand(list, show)
+	return c
+}
+
+func printCertificate(w io.Writer, c operator.Certificate) {
+	p := func(key string, value any) { _, _ = fmt.Fprintf(w, "%s\t%v\n", key, value) }
+	p("serial", c.Serial)
+	p("state", c.State)
+	p("profile", c.Profile)
+	p("issuer", c.Issuer)
+	p("subject", c.Subject)
+	p("valid", c.NotBefore.Format(time.RFC3339)+" to "+c.NotAfter.Format(time.RFC3339))
+	p("request", c.Request)
+	p("lineage", c.Lineage)
+	p("renewal", c.Renewal)
+	if c.Predecessor != "" {
+		p("predecessor", c.Predecessor)
+	}
+	if c.RevocationDue {
+		p("revocation", "due")
+	}
+	p("records", fmt.Sprintf("intent %d, result %d", c.IntentSeq, c.ResultSeq))
+	_, _ = io.WriteString(w, c.PEM)
+}
