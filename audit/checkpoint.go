@@ -2,9 +2,7 @@ package audit
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -83,45 +81,4 @@ func (l *Log) forget() {
 	for _, n := range sizes[:max(0, len(sizes)-keepNotes)] {
 		_ = os.Remove(l.path(checkpointDir, noteName(n)))
 	}
-}
-
-// roll begins a new segment. Its first line says what the finished one hashes
-// to, and has the tree's frontier, so that a start need read no more than the
-// last segment.
-func (l *Log) roll() error {
-	if err := l.w.out.Close(); err != nil {
-		return fmt.Errorf("closing segment %s: %w", l.w.name, err)
-	}
-	var frontier []string
-	for _, h := range l.w.chain.Frontier() {
-		frontier = append(frontier, hex.EncodeToString(h[:]))
-	}
-	p, err := prepare(Entry{Event: "log.segment", Outcome: "begun", Actor: Actor{Kind: "system", ID: "log"}, Object: Object{
-		"previous": l.w.name, "previous_sha256": hex.EncodeToString(l.w.sum.Sum(nil)), "size": l.w.chain.size, "frontier": frontier,
-	}})
-	if err != nil {
-		return err
-	}
-	if err := l.begin(segmentName(l.w.chain.size)); err != nil {
-		return err
-	}
-	if _, err := l.write([]*prepared{p}, false); err != nil {
-		return err
-	}
-	l.w.active = true
-	l.w.at = time.Time{} // a checkpoint is due
-	return nil
-}
-
-// begin opens a new segment for writing.
-func (l *Log) begin(name string) error {
-	out, err := l.opt.disk.Append(l.path(segmentDir, name))
-	if err != nil {
-		return fmt.Errorf("beginning segment %s: %w", name, err)
-	}
-	if err := l.opt.disk.SyncDir(l.path(segmentDir)); err != nil {
-		return errors.Join(fmt.Errorf("beginning segment %s: %w", name, err), out.Close())
-	}
-	l.w.out, l.w.name, l.w.size, l.w.sum, l.w.began = out, name, 0, sha256.New(), l.opt.Now()
-	return nil
 }

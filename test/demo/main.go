@@ -1,4 +1,4 @@
-// Command postern-demo shows the whole life of an enrollment on a real token,
+// Command demo shows the whole life of an enrollment on a real token,
 // step by step and in plain words: what `make demo` and `make run` run.
 //
 // # What a caller may rely on
