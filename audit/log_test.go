@@ -369,9 +369,8 @@ func TestOpenSSLVerifiesACheckpoint(t *testing.T) {
 	must(t, err)
 	n, err := note.Open(data, note.VerifierList(w.verifier))
 	must(t, err)
-	sig := []byte{}
 	_, rest, _ := strings.Cut(string(data), "\u2014 "+origin+" ")
-	sig, err = decode(strings.TrimSpace(rest))
+	sig, err := decode(strings.TrimSpace(rest))
 	must(t, err)
 	der, err := x509.MarshalPKIXPublicKey(&w.key.PublicKey)
 	must(t, err)

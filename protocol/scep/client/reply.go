@@ -258,11 +258,11 @@ func (r *Rep) decrypt(e Expectations) ([]byte, error) {
 		return nil, fmt.Errorf("%w: it is not enciphered to the request's signer", ErrReply)
 	}
 	key := make([]byte, envelope.Cipher.KeySize())
-	if _, err := io.ReadFull(rand.Reader, key); err != nil {
+	if _, err := io.ReadFull(rand.Reader, key); err != nil { //nolint:staticcheck // as above
 		return nil, fmt.Errorf("scep client: random octets: %w", err)
 	}
-	//nolint:staticcheck // deprecated for its padding, which RFC 8894 has no other for; what we open the RA signed
-	if err := rsa.DecryptPKCS1v15SessionKey(rand.Reader, e.SignerKey, envelope.Recipients[i].EncryptedKey, key); err != nil {
+	//lint:ignore SA1019 RFC 8894 has no other key transport; what is opened here the RA signed
+	if err := rsa.DecryptPKCS1v15SessionKey(rand.Reader, e.SignerKey, envelope.Recipients[i].EncryptedKey, key); err != nil { //nolint:staticcheck // as above
 		return nil, fmt.Errorf("%w: content key: %w", ErrReply, err)
 	}
 	content, err := envelope.Open(key)
