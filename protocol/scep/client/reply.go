@@ -258,7 +258,7 @@ func (r *Rep) decrypt(e Expectations) ([]byte, error) {
 		return nil, fmt.Errorf("%w: it is not enciphered to the request's signer", ErrReply)
 	}
 	key := make([]byte, envelope.Cipher.KeySize())
-	if _, err := io.ReadFull(rand.Reader, key); err != nil { //nolint:staticcheck // as above
+	if _, err := io.ReadFull(rand.Reader, key); err != nil {
 		return nil, fmt.Errorf("scep client: random octets: %w", err)
 	}
 	//lint:ignore SA1019 RFC 8894 has no other key transport; what is opened here the RA signed
