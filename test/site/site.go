@@ -79,6 +79,9 @@ func (s *Site) Path(parts ...string) string {
 	return filepath.Join(append([]string{s.Dir}, parts...)...)
 }
 
+// Bin is the folder of the binaries.
+func (s *Site) Bin() string { return s.opt.Bin }
+
 // Config is the path of the configuration.
 func (s *Site) Config() string { return s.Path("postern.yaml") }
 
