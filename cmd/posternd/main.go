@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -107,7 +108,7 @@ func serve(ctx context.Context, path string, errOut io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log.Info("serving", zap.Stringer("devices", a.DeviceAddr()), zap.String("operators", cfg.Operators.Socket))
+	log.Info("serving", zap.Stringer("devices", a.DeviceAddr()), zap.String("operators", address(a.OperatorAddr())), zap.String("socket", cfg.Operators.Socket))
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		log.Warn("telling the service manager", zap.Error(err))
 	}
@@ -140,4 +141,11 @@ func version() string {
 		return "unknown"
 	}
 	return info.Main.Version
+}
+
+func address(a net.Addr) string {
+	if a == nil {
+		return ""
+	}
+	return a.String()
 }

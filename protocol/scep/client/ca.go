@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/hex"
 	"fmt"
 	"slices"
@@ -15,6 +16,12 @@ import (
 )
 
 const maxChain = 8
+
+// Extended key usages of an RA: Microsoft's, and RFC 6402, section 2.10.
+var (
+	oidRequestAgent = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 20, 2, 1}
+	oidCMCRA        = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 28}
+)
 
 // A CA is what [Client.CACert] verified: the two RA certificates, which may be
 // one, the CA that signed both, and Chain from above the CA up to its root,
@@ -35,8 +42,9 @@ func (ca *CA) Certificates() []*x509.Certificate {
 
 // CACert asks for the CA's certificates. The signer is the first that is no CA's
 // and may sign, the recipient the first that is no CA's and may encipher keys;
-// one CA signed both, all are valid now, and the fingerprint is that of the CA
-// or of the root above it.
+// if they have extended key usages, an RA's is among them; one CA signed both,
+// all are valid now, and the fingerprint is that of the CA or of the root above
+// it.
 func (c *Client) CACert(ctx context.Context) (*CA, error) {
 	want, err := parseFingerprint(c.CAFingerprint)
 	if err != nil {
@@ -113,7 +121,7 @@ func selectCA(certs []*x509.Certificate, now time.Time) (*CA, error) {
 		return certs[i], nil
 	}
 	usable := func(use x509.KeyUsage) func(*x509.Certificate) bool {
-		return func(c *x509.Certificate) bool { return !c.IsCA && c.KeyUsage&use != 0 }
+		return func(c *x509.Certificate) bool { return !c.IsCA && c.KeyUsage&use != 0 && mayBeRA(c) }
 	}
 	var ca CA
 	var err error
@@ -139,6 +147,18 @@ func selectCA(certs []*x509.Certificate, now time.Time) (*CA, error) {
 		}
 	}
 	return &ca, ca.verify(now)
+}
+
+// mayBeRA reports whether a certificate's extended key usages, if it has any, are
+// those of an RA. Else each device of the CA could pass for one: its certificate
+// has the same signature, the same key usages, and is for TLS clients.
+func mayBeRA(c *x509.Certificate) bool {
+	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
+		return true
+	}
+	return slices.ContainsFunc(c.UnknownExtKeyUsage, func(u asn1.ObjectIdentifier) bool {
+		return u.Equal(oidRequestAgent) || u.Equal(oidCMCRA)
+	})
 }
 
 // verify lets crypto/x509 judge what signatures alone do not say: dates, path

@@ -17,6 +17,10 @@
 //
 // # What it does not protect against
 //
+// Nothing in a certificate has to say that it is an RA's: whoever has one of the
+// same CA without extended key usages passes for the RA to whoever lets him
+// answer, and TLS is what stops him.
+//
 // The challenge is readable by whoever holds the RA's decryption key, and it is
 // in memory until the garbage collector takes it, as keys are. Keys are RSA in
 // software. Revocation of the RA and of the CA is not checked. The certificate
