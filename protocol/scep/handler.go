@@ -2,10 +2,12 @@ package scep
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"errors"
 	"math/big"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -16,8 +18,15 @@ import (
 	"github.com/postern-pki/postern/protocol"
 )
 
-// deadline is for all that a request makes the appliance do.
-const deadline = 20 * time.Second
+// Bounds on the time that a request takes, together below the listener's bound on
+// writing an answer.
+const (
+	deadline     = 20 * time.Second // for all that it makes the appliance do
+	timeToRecord = 5 * time.Second  // for its record, also after the deadline
+)
+
+// whyFault stands in the log for a request that the appliance failed to serve.
+const whyFault = "fault of the appliance"
 
 // Media types, without parameters, as clients compare them whole (RFC 8894,
 // sections 3.5.2, 4.2.1.2 and 4.3.1).
@@ -92,20 +101,17 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // respond makes a fault of ours a 503: a device tries again then.
 func (h *handler) respond(ctx context.Context, w http.ResponseWriter, r *http.Request) (a answer) {
+	x := &exchange{handler: h, record: protocol.Rejected{Protocol: "scep", Source: r.RemoteAddr}}
 	defer func() {
 		if v := recover(); v != nil {
 			h.log.Error("scep: panic", zap.Any("value", v), zap.ByteString("stack", debug.Stack()))
-			a = plain(http.StatusServiceUnavailable)
+			a = x.fault(ctx)
 		}
 	}()
-	profile, ok := route(r.URL.EscapedPath())
-	if !ok {
-		return plain(http.StatusNotFound)
-	}
-	a, err := h.serve(ctx, w, r, profile)
+	a, err := x.serve(ctx, w, r)
 	if err != nil {
-		h.log.Error("scep: request not served", zap.String("profile", profile), zap.Error(err))
-		return plain(http.StatusServiceUnavailable)
+		h.log.Error("scep: request not served", zap.String("profile", x.record.Profile), zap.Error(err))
+		return x.fault(ctx)
 	}
 	return a
 }
@@ -137,12 +143,13 @@ func retryAfter() string {
 	return strconv.FormatInt(5+n.Int64(), 10)
 }
 
-// route returns the profile of a path. Clients append what they know of other
-// servers (RFC 8894, section 4.1 leaves the path open), but nothing else is
-// taken: no escape, so that a path has one spelling for every filter on the way.
-func route(escaped string) (profile string, ok bool) {
-	rest, ok := strings.CutPrefix(escaped, "/scep/")
-	if !ok || strings.Contains(rest, "%") {
+// route returns the profile of a path, which was decoded once. Clients append what
+// they know of other servers (RFC 8894, section 4.1 leaves the path open), but
+// nothing else is taken: an escaped slash, which filters on the way read in
+// different ways, no more than what still looks escaped.
+func route(u *url.URL) (profile string, ok bool) {
+	rest, ok := strings.CutPrefix(u.Path, "/scep/")
+	if !ok || strings.ContainsAny(rest, "%\\") || strings.Contains(strings.ToLower(u.EscapedPath()), "%2f") {
 		return "", false
 	}
 	end := strings.IndexByte(rest, '/')
@@ -167,20 +174,42 @@ type exchange struct {
 	*handler
 	service protocol.Service
 	record  protocol.Rejected // what the log gets if the message does not become a request
+	done    bool              // that it is recorded, here or by the authority
 	arrived time.Time
 	message Message
+	digest  crypto.Hash // of the message; 0 if it is not one of ours
 }
 
-// reject records the message; the id is under which it stands in the log.
-func (x *exchange) reject(ctx context.Context, kind protocol.Kind, why string) (string, error) {
+// reject records the message; the id is under which it stands in the log. Who
+// hangs up before the answer is recorded all the same.
+func (x *exchange) reject(ctx context.Context, r protocol.Rejected) (string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeToRecord)
+	defer cancel()
+	x.done = true // or else the fault of recording it would be recorded
+	return x.authority.Reject(ctx, r)
+}
+
+// refused records the message as refused.
+func (x *exchange) refused(ctx context.Context, kind protocol.Kind, why string) (string, error) {
 	r := x.record
 	r.Kind, r.Why = kind, why
-	return x.authority.Reject(ctx, r)
+	return x.reject(ctx, r)
+}
+
+// fault answers for a fault of ours. If it cannot be recorded either, the
+// operators' log has it alone.
+func (x *exchange) fault(ctx context.Context) answer {
+	if !x.done {
+		if _, err := x.refused(ctx, protocol.Unclassified, whyFault); err != nil {
+			x.log.Error("scep: fault not recorded", zap.Error(err))
+		}
+	}
+	return plain(http.StatusServiceUnavailable)
 }
 
 // refuse records the message, and answers without a CertRep.
 func (x *exchange) refuse(ctx context.Context, status int, kind protocol.Kind, why string) (answer, error) {
-	if _, err := x.reject(ctx, kind, why); err != nil {
+	if _, err := x.refused(ctx, kind, why); err != nil {
 		return answer{}, err
 	}
 	return plain(status), nil
@@ -190,19 +219,22 @@ func (x *exchange) refuse(ctx context.Context, status int, kind protocol.Kind, w
 func (x *exchange) served(ctx context.Context, contentType string, body []byte) (answer, error) {
 	r := x.record
 	r.Served = true
-	if _, err := x.authority.Reject(ctx, r); err != nil {
+	if _, err := x.reject(ctx, r); err != nil {
 		return answer{}, err
 	}
 	return answer{status: http.StatusOK, contentType: contentType, body: body}, nil
 }
 
-func (h *handler) serve(ctx context.Context, w http.ResponseWriter, r *http.Request, profile string) (answer, error) {
+func (x *exchange) serve(ctx context.Context, w http.ResponseWriter, r *http.Request) (answer, error) {
 	q, queryOK := parseQuery(r.URL.RawQuery)
-	x := &exchange{handler: h, record: protocol.Rejected{
-		Protocol: "scep", Profile: profile, Source: r.RemoteAddr, Operation: q.operation,
-	}}
+	x.record.Operation = q.operation
+	profile, ok := route(r.URL)
+	if !ok {
+		return x.refuse(ctx, http.StatusNotFound, protocol.NotFound, "path")
+	}
+	x.record.Profile = profile
 	var err error
-	x.service, err = h.authority.Service(ctx, profile)
+	x.service, err = x.authority.Service(ctx, profile)
 	switch {
 	case errors.Is(err, protocol.ErrUnknownProfile):
 		return x.refuse(ctx, http.StatusNotFound, protocol.NotFound, "unknown profile")

@@ -136,9 +136,12 @@ func (w *world) Submit(_ context.Context, r protocol.Request) (protocol.Outcome,
 	return w.submit(r)
 }
 
-func (w *world) Reject(_ context.Context, r protocol.Rejected) (string, error) {
+func (w *world) Reject(ctx context.Context, r protocol.Rejected) (string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
 	w.rejected = append(w.rejected, r)
 	return fmt.Sprintf("req-%04d", len(w.rejected)), w.rejectErr
 }

@@ -58,9 +58,13 @@ func (x *exchange) post(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		return x.refuse(ctx, http.StatusBadRequest, protocol.Unsupported, "operation cannot be posted")
 	}
 	x.record.Operation = opMessage
+	if r.ContentLength > maxBody {
+		x.record.Bytes = r.ContentLength
+		return x.refuse(ctx, http.StatusRequestEntityTooLarge, protocol.Unsupported, "message too long")
+	}
 	message, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		x.record.Bytes = max(r.ContentLength, int64(len(message)))
+		x.record.Bytes = int64(len(message))
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
 			return x.refuse(ctx, http.StatusRequestEntityTooLarge, protocol.Unsupported, "message too long")

@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"runtime/debug"
 	"strconv"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/postern-pki/postern/protocol"
 	"github.com/postern-pki/postern/protocol/cms"
@@ -29,6 +32,10 @@ const grid = 50 * time.Millisecond
 //lint:ignore SA1019 see above
 type sessionKeyOptions = rsa.PKCS1v15DecryptOptions //nolint:staticcheck // see above
 
+// pkcs1Overhead is what PKCS #1 v1.5 encryption adds, in octets (RFC 8017, section
+// 7.2.1).
+const pkcs1Overhead = 11
+
 var errKey = errors.New("scep: the RA-decrypt certificate has no RSA key")
 
 // A refusal is the gate's own no. Why is for the log, from a closed set.
@@ -37,12 +44,20 @@ type refusal struct {
 	why  string
 }
 
-// say is what the device is told; it depends on the kind alone.
-func say(k protocol.Kind) string {
+// Reasons that the device is told something of its own for.
+const whyNotRSA = "signer's key is not RSA"
+
+// say is what the device is told. For BadProof it is one text whatever the why.
+func (r refusal) say() string { return say(r.kind, r.why) }
+
+func say(k protocol.Kind, why string) string {
 	switch k {
 	case protocol.BadProof:
 		return "the message does not prove what it says"
 	case protocol.BadAlgorithm:
+		if why == whyNotRSA {
+			return "SCEP needs an RSA key: nothing can be encrypted to the key that signed the message"
+		}
 		return "the message uses an algorithm that is not allowed"
 	case protocol.Unsupported:
 		return "this type of message is not supported"
@@ -57,30 +72,35 @@ func unproven(why string) *refusal { return &refusal{protocol.BadProof, why} }
 // no answer can be addressed to is an error of HTTP.
 func (x *exchange) pkiOperation(ctx context.Context, raw []byte) (answer, error) {
 	signed, no := x.address(raw)
-	if no != nil {
+	if no != nil && x.message.RawTransactionID == nil {
 		return x.refuse(ctx, http.StatusBadRequest, no.kind, no.why)
 	}
 	var outcome protocol.Outcome
+	var signer *cms.Certificate
 	var cipher cms.Cipher
 	var err error
-	if no = x.admit(signed); no == nil {
+	if no == nil {
+		signer = signed.Signer
+		no = x.admit(signed)
+	}
+	if no == nil {
 		outcome, cipher, no, err = x.submit(ctx, signed)
 	}
 	if err != nil {
 		return answer{}, err
 	}
 	if no != nil {
-		outcome = protocol.Outcome{Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: no.kind, Say: say(no.kind)}}
-		if outcome.RequestID, err = x.reject(ctx, no.kind, no.why); err != nil {
+		outcome = protocol.Outcome{Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: no.kind, Say: no.say()}}
+		if outcome.RequestID, err = x.refused(ctx, no.kind, no.why); err != nil {
 			return answer{}, err
 		}
 	}
 	uniform := outcome.Status == protocol.Refused && outcome.Refusal != nil && outcome.Refusal.Kind == protocol.BadProof
 	if uniform {
 		// Whatever the authority found out, the device is told as we would.
-		outcome.Refusal = &protocol.Refusal{Kind: protocol.BadProof, Say: say(protocol.BadProof)}
+		outcome.Refusal = &protocol.Refusal{Kind: protocol.BadProof, Say: say(protocol.BadProof, "")}
 	}
-	body, err := x.certRep(ctx, signed, cipher, outcome)
+	body, err := x.certRep(ctx, signer, cipher, outcome)
 	if err != nil {
 		return answer{}, err
 	}
@@ -97,8 +117,8 @@ func (x *exchange) waitForGrid(ctx context.Context) {
 	x.sleep(ctx, grid-elapsed%grid)
 }
 
-// address reads the message as far as an answer to it needs. A messageType that
-// is no number can wait: it can be answered.
+// address reads the message as far as an answer to it needs: it sets x.message if
+// there can be one. A messageType that is no number can wait: it can be answered.
 func (x *exchange) address(raw []byte) (*cms.Signed, *refusal) {
 	der, err := cms.DER(raw, cms.DefaultLimits())
 	if err != nil {
@@ -107,19 +127,27 @@ func (x *exchange) address(raw []byte) (*cms.Signed, *refusal) {
 	signed, err := cms.ParseSigned(der)
 	switch {
 	case errors.Is(err, cms.ErrAlgorithm):
-		return nil, &refusal{protocol.BadAlgorithm, "signature algorithm unknown"}
+		attrs, why := claimed(der)
+		x.introduce(attrs)
+		return nil, &refusal{protocol.BadAlgorithm, why}
 	case err != nil:
 		return nil, &refusal{protocol.Unclassified, "message structure"}
 	}
-	x.message, err = ParseMessage(signed.Attributes)
+	x.digest = signed.Digest
+	return signed, x.introduce(signed.Attributes)
+}
+
+// introduce takes from the attributes what the answer and the log have to say.
+func (x *exchange) introduce(attrs []cms.Attribute) *refusal {
+	m, err := ParseMessage(attrs)
 	if err != nil && !errors.Is(err, ErrMessageType) {
-		return nil, &refusal{protocol.Unclassified, "SCEP attributes"}
+		return &refusal{protocol.Unclassified, "SCEP attributes"}
 	}
-	x.record.Transaction = x.message.TransactionID
+	x.message, x.record.Transaction = m, m.TransactionID
 	if err == nil {
-		x.record.MessageType = strconv.Itoa(x.message.Type)
+		x.record.MessageType = strconv.Itoa(m.Type)
 	}
-	return signed, nil
+	return nil
 }
 
 // admit checks everything that needs no key of ours, the signature first of what
@@ -127,7 +155,7 @@ func (x *exchange) address(raw []byte) (*cms.Signed, *refusal) {
 func (x *exchange) admit(signed *cms.Signed) *refusal {
 	if _, ok := signed.Signer.PublicKey.(*rsa.PublicKey); !ok {
 		// Nothing can be enveloped to it (RFC 8894, section 3.1).
-		return &refusal{protocol.BadAlgorithm, "signer's key is not RSA"}
+		return &refusal{protocol.BadAlgorithm, whyNotRSA}
 	}
 	if !digestAllowed(x.service, signed.Digest) {
 		return &refusal{protocol.BadAlgorithm, "digest not allowed"}
@@ -149,9 +177,10 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 		return o, 0, no, nil
 	}
 	c = envelope.Cipher
-	// A certificate that could not be sent must not be issued.
-	if _, err := cms.Envelop(rand.Reader, []byte{0}, signed.Signer, replyCipher(x.service, c)); err != nil {
-		return o, c, &refusal{protocol.BadAlgorithm, "nothing can be encrypted to the signer's key"}, nil
+	// A certificate that could not be sent must not be issued. A key that verifies
+	// also encrypts, if there is room in it for the reply's content key.
+	if pub, ok := signed.Signer.PublicKey.(*rsa.PublicKey); !ok || pub.Size() < replyCipher(x.service, c).KeySize()+pkcs1Overhead {
+		return o, c, &refusal{protocol.BadAlgorithm, "signer's key is too short"}, nil
 	}
 	ca, err := cms.ParseCertificate(x.service.CA)
 	if err != nil {
@@ -161,9 +190,10 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 	if no != nil || err != nil {
 		return o, c, no, err
 	}
-	if no = checkContent(envelope, key, signed.Signer, ca); no != nil {
+	if no = x.checkContent(envelope, key, signed.Signer, ca); no != nil {
 		return o, c, no, nil
 	}
+	x.done = true // the authority records it
 	o, err = x.authority.Submit(ctx, protocol.Request{
 		Protocol: "scep", Profile: x.record.Profile, Source: x.record.Source, Arrived: x.arrived,
 		Proof: protocol.Proof{
@@ -233,7 +263,15 @@ func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope) ([]byte, *re
 // that is not named as one of the CA's must have the key of the CSR (RFC 8894,
 // section 2.3): else whoever sees an envelope could sign it as their own, and get
 // the answer.
-func checkContent(e *cms.Envelope, key []byte, signer, ca *cms.Certificate) *refusal {
+// Should a parser panic here, that is the same answer: another one would tell
+// what the envelope holds.
+func (x *exchange) checkContent(e *cms.Envelope, key []byte, signer, ca *cms.Certificate) (no *refusal) {
+	defer func() {
+		if v := recover(); v != nil {
+			x.log.Error("scep: panic", zap.String("type", fmt.Sprintf("%T", v)), zap.ByteString("stack", debug.Stack()))
+			no = unproven("envelope content")
+		}
+	}()
 	content, err := e.Open(key)
 	if err != nil {
 		return unproven("envelope content")

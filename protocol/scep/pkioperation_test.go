@@ -3,8 +3,11 @@ package scep_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"net/http"
@@ -28,7 +31,7 @@ func TestSuccess(t *testing.T) {
 	}{
 		{"AES-128 and SHA-256", cms.AES128CBC, crypto.SHA256, crypto.SHA256, "19"},
 		{"AES-256 and SHA-512", cms.AES256CBC, crypto.SHA512, crypto.SHA512, "17"},
-		{"legacy", cms.DES3CBC, crypto.SHA1, crypto.SHA256, "19"},
+		{"legacy", cms.DES3CBC, crypto.SHA1, crypto.SHA1, "19"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -179,11 +182,20 @@ func TestAlgorithms(t *testing.T) {
 	w := newWorld(t)
 	ec := certify(t, "ec", ecKey(t), nil)
 	for name, change := range map[string]func(*request){
-		"SHA-1":      func(r *request) { r.digest = crypto.SHA1 },
-		"SHA-384":    func(r *request) { r.digest = crypto.SHA384 },
-		"3DES":       func(r *request) { r.cipher = cms.DES3CBC },
-		"AES-192":    func(r *request) { r.cipher = cms.AES192CBC },
-		"EC signer":  func(r *request) { r.signer = ec },
+		"SHA-1":     func(r *request) { r.digest = crypto.SHA1 },
+		"SHA-384":   func(r *request) { r.digest = crypto.SHA384 },
+		"3DES":      func(r *request) { r.cipher = cms.DES3CBC },
+		"AES-192":   func(r *request) { r.cipher = cms.AES192CBC },
+		"EC signer": func(r *request) { r.signer = ec },
+		"MD5":       func(r *request) { r.message = md5 },
+		"unknown digest": func(r *request) {
+			r.message = func(b []byte) []byte {
+				return bytes.ReplaceAll(b, sha256OID, append(bytes.Clone(sha256OID[:10]), 0x7f))
+			}
+		},
+		"Ed25519 signer": func(r *request) {
+			r.message = func(b []byte) []byte { return withCertificate(t, b, ed25519Cert(t, w.device)) }
+		},
 		"single DES": func(r *request) { r.content = singleDES },
 		"unknown cipher": func(r *request) {
 			r.content = func(b []byte) []byte { return bytes.Replace(b, aesOID, append(bytes.Clone(aesOID[:10]), 0x7e), 1) }
@@ -194,11 +206,56 @@ func TestAlgorithms(t *testing.T) {
 			if r.status != "2" || r.failInfo != "0" || w.lastRejected(t).Kind != protocol.BadAlgorithm {
 				t.Errorf("status %q, failInfo %q, %q", r.status, r.failInfo, r.failText)
 			}
+			if strings.Contains(r.failText, "RSA") != strings.HasSuffix(name, "signer") {
+				t.Errorf("the device is told %q", r.failText)
+			}
+			if r.Digest == crypto.SHA1 {
+				t.Error("answered with SHA-1")
+			}
 		})
 	}
 	if w.decrypts != 0 {
 		t.Error("the key was used")
 	}
+}
+
+// sha256OID names SHA-256.
+var sha256OID = []byte{0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01}
+
+// md5 names MD5 (1.2.840.113549.2.5) where a message names SHA-256, with a length
+// that takes one octet more than it needs.
+func md5(b []byte) []byte {
+	return bytes.ReplaceAll(b, sha256OID, []byte{0x06, 0x81, 0x08, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x02, 0x05})
+}
+
+// withCertificate puts a certificate in the place of all those in a SignedData.
+func withCertificate(t testing.TB, message, cert []byte) []byte {
+	t.Helper()
+	var info struct {
+		Type    asn1.ObjectIdentifier
+		Content asn1.RawValue
+	}
+	var data struct {
+		Version                                int
+		Digests, Content, Certificates, Signer asn1.RawValue
+	}
+	must(asn1.Unmarshal(message, &info))(t)
+	must(asn1.Unmarshal(info.Content.Bytes, &data))(t)
+	data.Certificates = asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: cert}
+	info.Content = asn1.RawValue{Class: asn1.ClassContextSpecific, IsCompound: true, Bytes: must(asn1.Marshal(data))(t)}
+	return must(asn1.Marshal(info))(t)
+}
+
+// ed25519Cert has h's name and serial number, and another type of key.
+func ed25519Cert(t testing.TB, h holder) []byte {
+	t.Helper()
+	c := must(x509.ParseCertificate(h.cert))(t)
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: c.SerialNumber, RawSubject: c.RawSubject, NotBefore: c.NotBefore, NotAfter: c.NotAfter}
+	return must(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))(t)
 }
 
 // aesOID names AES-128-CBC.
@@ -299,6 +356,10 @@ func TestFaults(t *testing.T) {
 			if r.status != http.StatusServiceUnavailable || string(r.body) != "service unavailable\n" || err != nil || after < 5 || after > 15 {
 				t.Errorf("status %d, %q, Retry-After %d, %v", r.status, r.body, after, err)
 			}
+			// What reached the authority is recorded there; the rest here, once.
+			if len(w.submitted) == 0 && (len(w.rejected) != 1 || w.rejected[0].Why == "") || len(w.submitted) > 0 && len(w.rejected) > 0 {
+				t.Errorf("%d submitted, recorded %+v", len(w.submitted), w.rejected)
+			}
 		})
 	}
 }
@@ -307,10 +368,10 @@ func TestNoncesAreFresh(t *testing.T) {
 	w := newWorld(t)
 	message := w.message(t, func(r *request) { r.message = flipLast })
 	seen := map[string]bool{}
-	for range 200 {
+	for range 2000 {
 		seen[string(w.certRep(t, w.post(t, message)).senderNonce)] = true
 	}
-	if len(seen) != 200 {
-		t.Errorf("%d different nonces of 200", len(seen))
+	if len(seen) != 2000 {
+		t.Errorf("%d different nonces of 2000", len(seen))
 	}
 }

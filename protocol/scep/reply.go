@@ -104,9 +104,9 @@ func certRepAttributes(m Message, status int, refusal *protocol.Refusal, id stri
 	return a.list, a.err
 }
 
-// certRep makes the answer (RFC 8894, section 3.3.2) to a message of signed's
-// signer. cipher is the request's; it is looked at only for a SUCCESS.
-func (x *exchange) certRep(ctx context.Context, signed *cms.Signed, cipher cms.Cipher, o protocol.Outcome) ([]byte, error) {
+// certRep makes the answer (RFC 8894, section 3.3.2). signer and cipher are the
+// request's; they are looked at only for a SUCCESS.
+func (x *exchange) certRep(ctx context.Context, signer *cms.Certificate, cipher cms.Cipher, o protocol.Outcome) ([]byte, error) {
 	var status int
 	var content []byte
 	var refusal *protocol.Refusal
@@ -114,7 +114,7 @@ func (x *exchange) certRep(ctx context.Context, signed *cms.Signed, cipher cms.C
 	switch o.Status {
 	case protocol.Issued:
 		status = StatusSuccess
-		if content, err = issuedContent(o, signed.Signer, replyCipher(x.service, cipher)); err != nil {
+		if content, err = issuedContent(o, signer, replyCipher(x.service, cipher)); err != nil {
 			return nil, err
 		}
 	case protocol.Pending:
@@ -136,7 +136,7 @@ func (x *exchange) certRep(ctx context.Context, signed *cms.Signed, cipher cms.C
 		return nil, fmt.Errorf("scep: RA signing key: %w", err)
 	}
 	return cms.Sign(cms.SignOptions{
-		Certificate: x.service.RASign, Key: key, Digest: replyDigest(signed.Digest),
+		Certificate: x.service.RASign, Key: key, Digest: replyDigest(x.service, x.digest),
 		Attributes: attrs, Content: content,
 	})
 }
@@ -164,11 +164,12 @@ func replyCipher(s protocol.Service, c cms.Cipher) cms.Cipher {
 	return cms.AES128CBC
 }
 
-// replyDigest is the request's if it is of today, else what RFC 8894, section 2.9
-// has every client support.
-func replyDigest(h crypto.Hash) crypto.Hash {
-	switch h {
-	case crypto.SHA256, crypto.SHA384, crypto.SHA512:
+// replyDigest is the request's, so that the client can check it: that may be SHA-1
+// where the profile allows it. Else it is what RFC 8894, section 2.9 has every
+// client support.
+func replyDigest(s protocol.Service, h crypto.Hash) crypto.Hash {
+	switch {
+	case h == crypto.SHA384, h == crypto.SHA512, h == crypto.SHA1 && s.LegacySHA1:
 		return h
 	default:
 		return crypto.SHA256

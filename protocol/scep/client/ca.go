@@ -150,10 +150,13 @@ func selectCA(certs []*x509.Certificate, now time.Time) (*CA, error) {
 }
 
 // mayBeRA reports whether a certificate's extended key usages, if it has any, are
-// those of an RA. Else each device of the CA could pass for one: its certificate
-// has the same signature, the same key usages, and is for TLS clients.
+// those of an RA: an agent's, or those of a TLS server, which some CAs give their
+// RA. Else each device of the CA could pass for one: its certificate has the same
+// signature, the same key usages, and is for TLS clients.
 func mayBeRA(c *x509.Certificate) bool {
-	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny) {
+	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 || slices.ContainsFunc(c.ExtKeyUsage, func(u x509.ExtKeyUsage) bool {
+		return u == x509.ExtKeyUsageAny || u == x509.ExtKeyUsageServerAuth
+	}) {
 		return true
 	}
 	return slices.ContainsFunc(c.UnknownExtKeyUsage, func(u asn1.ObjectIdentifier) bool {
