@@ -22,6 +22,7 @@ type scanner struct {
 	start     *Chain // at the beginning of the segment
 	chain     Chain
 	offset    int64 // end of the last good line
+	before    int64 // its beginning
 	lines     int
 	sum       hash.Hash
 	tail      []byte // what follows it
@@ -76,6 +77,7 @@ func (s *scanner) read(data []byte) error {
 			return s.torn(data, err)
 		}
 		_, _ = s.sum.Write(line.Raw)
+		s.before = s.offset
 		s.offset, s.lines, data = s.offset+int64(end), s.lines+1, data[end:]
 		s.lastBoot = line.Record.Boot
 		switch line.Record.Event {
@@ -138,13 +140,13 @@ func (s *scanner) torn(rest []byte, why error) error {
 				break
 			}
 			if _, err := ParseLine(after[:end]); err == nil {
-				return s.damage("a line is no record, or not the next one, and whole records follow: " + why.Error())
+				return s.discontinued(fmt.Errorf("whole records follow a line that is not the next one: %w", why))
 			}
 			after = after[end:]
 		}
 		// A whole record that does not continue the chain was not torn by a crash.
 		if _, err := ParseLine(rest[:bytes.IndexByte(rest, '\n')+1]); err == nil {
-			return s.damage(why.Error())
+			return s.discontinued(why)
 		}
 	}
 	seen := s.l.opt.MinSize
@@ -156,6 +158,15 @@ func (s *scanner) torn(rest []byte, why error) error {
 	}
 	s.tail = bytes.Clone(rest)
 	return nil
+}
+
+// discontinued is damage at a line that does not continue the chain. One that
+// names another line before it is whole itself: the one before was changed.
+func (s *scanner) discontinued(why error) error {
+	if errors.Is(why, ErrPrevious) && s.lines > 0 {
+		return &MaintenanceError{Segment: s.seg.name, Line: s.lines, Offset: s.before, Why: "the record was changed or exchanged: the next one names another SHA-256"}
+	}
+	return s.damage(why.Error())
 }
 
 // cut puts a torn tail aside before the segment is shortened.

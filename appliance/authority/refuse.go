@@ -2,6 +2,7 @@ package authority
 
 import (
 	"context"
+	"fmt"
 
 	"go.uber.org/zap"
 
@@ -72,6 +73,15 @@ func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *ve
 		}
 		entries = append(entries, audit.Entry{Event: "security", Outcome: "alert", Request: q.id, Actor: q.actor(), Object: alert})
 		p.zap.Warn("security event", zap.String("what", v.security), zap.String("request", q.id), zap.String("source", q.source))
+	}
+	if v.challenge != nil && v.challenge.ID != "" {
+		// Counted one at a time, so that the limit is reached once. Nobody takes
+		// another lock while holding this one.
+		unlock, err := p.locks.lock(ctx, "challenge/"+v.challenge.ID)
+		if err != nil {
+			return protocol.Outcome{}, fmt.Errorf("authority: waiting for the challenge: %w", err)
+		}
+		defer unlock()
 	}
 	if p.worn(ctx, v) {
 		entries = append(entries, audit.Entry{Event: store.EventChallenge, Outcome: store.OutRevoked, Request: q.id, Actor: system(),

@@ -1,0 +1,208 @@
+// Command load measures the service against the floor: the three private-key
+// operations of an enrollment alone, on the same token, in the same run.
+//
+// # What a caller may rely on
+//
+// Figures are CPU times of the measured process, not of this one, and every
+// answer that is counted is a SUCCESS.
+//
+// # What it does not protect against
+//
+// A machine that does something else meanwhile: read the ratios, not the times.
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/postern-pki/postern/appliance/config"
+	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/test/site"
+)
+
+func main() {
+	n := flag.Int("n", 1500, "enrollments at each step")
+	floor := flag.String("floor", "", "measure the floor of the site in this `folder`, and print it (used by the command itself)")
+	flag.Parse()
+	var err error
+	if *floor != "" {
+		err = measureFloor(context.Background(), *floor, *n)
+	} else {
+		err = run(context.Background(), *n)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "load:", err)
+		os.Exit(1)
+	}
+}
+
+// profiles have no rate limit and count nothing but challenges.
+func profiles() string {
+	return strings.NewReplacer("reuse: same-subject", "reuse: any", "active_per_subject: 10", "active_per_subject: 1000000").Replace(site.Profiles)
+}
+
+func run(ctx context.Context, n int) error {
+	tmp, err := os.MkdirTemp("", "postern-load-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	bin, err := filepath.Abs("bin")
+	if err != nil {
+		return err
+	}
+	s, _, err := site.Make(ctx, filepath.Join(tmp, "site"), site.Options{
+		Bin: bin, Plan: "hsm/ceremony/scripts/demo.yaml", Profiles: profiles(), DevicePort: "0", OperatorPort: "0",
+	})
+	if err != nil {
+		return err
+	}
+	floors, err := floorOf(ctx, s, n)
+	if err != nil {
+		return err
+	}
+	if err := s.Start(ctx); err != nil {
+		return err
+	}
+	defer func() { _ = s.Stop() }()
+	fmt.Printf("%8s %12s %12s %8s %10s %10s %8s %8s %8s\n", "clients", "floor CPU", "server CPU", "ratio", "floor/s", "server/s", "ratio", "p50", "p99")
+	for i, clients := range steps() {
+		r, err := enrollMany(ctx, s, clients, n)
+		if err != nil {
+			return err
+		}
+		f := floors[i]
+		fmt.Printf("%8d %9.2f ms %9.2f ms %8.2f %10.0f %10.0f %8.2f %5.1f ms %5.1f ms\n", clients, f.cpu*1e3, r.cpu*1e3, r.cpu/f.cpu,
+			f.rate, r.rate, r.rate/f.rate, r.p50*1e3, r.p99*1e3)
+	}
+	peak, err := peakMemory(s.PID())
+	if err != nil {
+		return err
+	}
+	fmt.Printf("peak resident memory: %.0f MB\n", float64(peak)/1e6)
+	fmt.Println("goals: CPU ratio at most 1.60, throughput ratio at 8 and 32 clients at least 0.80, memory under 100 MB")
+	return nil
+}
+
+func steps() []int { return []int{1, 8, 32} }
+
+type figure struct{ cpu, rate, p50, p99 float64 } // seconds, per second, seconds
+
+// floorOf asks a process of its own, so that its CPU is nothing but the floor.
+func floorOf(ctx context.Context, s *site.Site, n int) ([]figure, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, self, "-floor", s.Dir, "-n", strconv.Itoa(n))
+	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+s.Path("ceremony", "token", "softhsm2.conf"))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("the floor: %w", err)
+	}
+	var all []figure
+	for line := range strings.Lines(string(out)) {
+		var f figure
+		if _, err := fmt.Sscanf(line, "%g %g", &f.cpu, &f.rate); err != nil {
+			return nil, fmt.Errorf("the floor: %q: %w", line, err)
+		}
+		all = append(all, f)
+	}
+	if len(all) != len(steps()) {
+		return nil, errors.New("the floor: too few figures")
+	}
+	return all, nil
+}
+
+// measureFloor does the three operations alone: decrypt, certificate, CertRep.
+// The token's own check of each signature is part of it.
+func measureFloor(ctx context.Context, dir string, n int) error {
+	cfg, err := config.Load(filepath.Join(dir, "postern.yaml"))
+	if err != nil {
+		return err
+	}
+	token, err := hsm.Open(ctx, hsm.Config{Module: cfg.Token.Module, Serial: cfg.Token.Serial, PIN: hsm.PINFromFile(cfg.PINPath), Deadline: time.Minute})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = token.Close() }()
+	ca, err1 := token.Key(ctx, hsm.KeySpec{Purpose: hsm.CA, Label: "ca"})
+	sign, err2 := token.Key(ctx, hsm.KeySpec{Purpose: hsm.RASign, Label: "ra-sign"})
+	decrypt, err3 := token.Key(ctx, hsm.KeySpec{Purpose: hsm.RADecrypt, Label: "ra-decrypt"})
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return err
+	}
+	envelope, err := rsa.EncryptPKCS1v15(rand.Reader, decrypt.Public().(*rsa.PublicKey), make([]byte, 16)) //nolint:staticcheck // RFC 8894 has no other key transport
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256([]byte("floor"))
+	once := func() error {
+		_, err1 := decrypt.Decrypt(nil, envelope, &hsm.SessionKeyOptions{SessionKeyLen: 16})
+		_, err2 := ca.Sign(nil, sum[:], crypto.SHA256)
+		_, err3 := sign.Sign(nil, sum[:], crypto.SHA256)
+		return errors.Join(err1, err2, err3)
+	}
+	for _, workers := range steps() {
+		before, began := ownCPU(), time.Now()
+		if err := parallel(workers, n, func(int) error { return once() }); err != nil {
+			return err
+		}
+		took := time.Since(began).Seconds()
+		fmt.Printf("%g %g\n", (ownCPU()-before)/float64(n), float64(n)/took)
+	}
+	return nil
+}
+
+// parallel runs f for 0 to n-1 in so many goroutines.
+func parallel(workers, n int, f func(i int) error) error {
+	jobs := make(chan int)
+	errs := make(chan error, workers)
+	var group sync.WaitGroup
+	for range workers {
+		group.Go(func() {
+			for i := range jobs {
+				if err := f(i); err != nil {
+					select {
+					case errs <- err:
+					default:
+					}
+				}
+			}
+		})
+	}
+	for i := range n {
+		jobs <- i
+	}
+	close(jobs)
+	group.Wait()
+	select {
+	case err := <-errs:
+		return err
+	default:
+		return nil
+	}
+}
+
+func ownCPU() float64 {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
+}
