@@ -223,10 +223,10 @@ func TestTheLibraryOfAnotherServer(t *testing.T) {
 	if rep.PKIStatus != scep.SUCCESS {
 		t.Fatalf("status %s, failInfo %s", rep.PKIStatus, rep.FailInfo)
 	}
-	first := rep.CertRepMessage.Certificate
+	first := rep.Certificate
 	// It renews with the same key, CSR and challenge.
 	rep = l.ask(scep.RenewalReq, first, key, csr, scep.WithCertsSelector(scep.EnciphermentCertsSelector()))
-	if rep.PKIStatus != scep.SUCCESS || rep.CertRepMessage.Certificate.SerialNumber.Cmp(first.SerialNumber) == 0 {
+	if rep.PKIStatus != scep.SUCCESS || rep.Certificate.SerialNumber.Cmp(first.SerialNumber) == 0 {
 		t.Errorf("renewal: status %s, failInfo %s", rep.PKIStatus, rep.FailInfo)
 	}
 	key, self, csr = l.request("lib-all.demo.example")
