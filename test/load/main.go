@@ -147,7 +147,8 @@ func measureFloor(ctx context.Context, dir string, n int) error {
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
 	}
-	envelope, err := rsa.EncryptPKCS1v15(rand.Reader, decrypt.Public().(*rsa.PublicKey), make([]byte, 16)) //nolint:staticcheck // RFC 8894 has no other key transport
+	//lint:ignore SA1019 RFC 8894 has no other key transport
+	envelope, err := rsa.EncryptPKCS1v15(rand.Reader, decrypt.Public().(*rsa.PublicKey), make([]byte, 16)) //nolint:staticcheck // as above
 	if err != nil {
 		return err
 	}
