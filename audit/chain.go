@@ -54,16 +54,20 @@ func (c *Chain) Step(l Line) error {
 	if l.Record.Prev != hex.EncodeToString(c.prev[:]) {
 		return fmt.Errorf("%w: line %d", ErrPrevious, c.size)
 	}
-	h := l.Leaf()
+	c.add(l.Leaf(), l.Hash())
+	return nil
+}
+
+// add takes the leaf and the hash of a line that was found to be the next.
+func (c *Chain) add(h tlog.Hash, prev [32]byte) {
 	for n := c.size; n&1 == 1; n >>= 1 {
 		last := len(c.frontier) - 1
 		h = tlog.NodeHash(c.frontier[last], h)
 		c.frontier = c.frontier[:last]
 	}
 	c.frontier = append(c.frontier, h)
-	c.prev = l.Hash()
+	c.prev = prev
 	c.size++
-	return nil
 }
 
 // Head returns the state after the lines so far.

@@ -30,31 +30,67 @@ type file interface {
 
 type realDisk struct{}
 
-type realFile struct{ f *os.File }
+type realFile struct {
+	f        *os.File
+	size     int64
+	reserved int64 // end of what is allocated
+}
 
-func (r realFile) Write(b []byte) (int, error) { return r.f.Write(b) }
-func (r realFile) Sync() error                 { return unix.Fdatasync(int(r.f.Fd())) }
-func (r realFile) Close() error                { return r.f.Close() }
+// Write writes nothing of b if the disk has no room for all of it.
+func (r *realFile) Write(b []byte) (int, error) {
+	if err := r.reserve(int64(len(b))); err != nil {
+		return 0, err
+	}
+	n, err := r.f.Write(b)
+	r.size += int64(n)
+	return n, err
+}
 
-// reserve is how much of a segment is allocated ahead, so that a full disk shows
-// before a batch is written and not in it.
-const reserve = 1 << 20
+func (r *realFile) Sync() error  { return unix.Fdatasync(int(r.f.Fd())) }
+func (r *realFile) Close() error { return r.f.Close() }
+
+// ahead is how much of a segment is allocated in one go, so that a full disk
+// shows before a batch is written and not in it.
+const ahead = 1 << 20
+
+// reserve allocates room for n more octets. Only a full disk is an error: not
+// every file system can allocate, and the write itself is what counts.
+func (r *realFile) reserve(n int64) error {
+	if r.size+n <= r.reserved {
+		return nil
+	}
+	want := max(n, ahead)
+	for {
+		err := unix.Fallocate(int(r.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, r.size, want)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.ENOSPC) && want > n:
+			want = n // the last octets of a disk can be used
+			continue
+		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+			return &os.PathError{Op: "fallocate", Path: r.f.Name(), Err: err}
+		}
+		r.reserved = r.size + want
+		return nil
+	}
+}
 
 func (realDisk) Append(path string) (file, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640) //nolint:gosec // the auditors' group reads the log
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640) //nolint:gosec // G302: the auditors' group reads the log //nolint:gosec // the auditors' group reads the log
 	if err != nil {
 		return nil, err
 	}
-	if st, err := f.Stat(); err == nil {
-		// Not every file system can; the write itself is what counts.
-		_ = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, st.Size(), reserve)
+	st, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	return realFile{f}, nil
+	return &realFile{f: f, size: st.Size()}, nil
 }
 
 func (d realDisk) WriteFile(path string, data []byte) error {
 	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640) //nolint:gosec // the auditors' group reads the log
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640) //nolint:gosec // G302: the auditors' group reads the log //nolint:gosec // the auditors' group reads the log
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,9 @@ import (
 	"fmt"
 	"hash"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -124,8 +126,9 @@ type Log struct {
 	quit   chan struct{} // closed by Close
 	done   chan struct{} // closed when the writer has ended
 
-	closeOnce sync.Once
-	closeErr  error
+	closing  atomic.Bool
+	closed   chan struct{} // closed when all is let go
+	closeErr error         // may be read then
 
 	mu        sync.Mutex
 	head      Head
@@ -144,8 +147,8 @@ type writer struct {
 	name   string    // of the segment
 	began  time.Time // of the segment
 	boot   string
-	wall   time.Time // of the last batch
-	mono   int64     // of the last batch, µs
+	wall   time.Time // when the clocks were last compared
+	mono   int64     // at that time, µs
 	signed uint64    // size at the last checkpoint
 	at     time.Time // of the last checkpoint, monotonic
 	active bool      // something happened since, other than checkpoints
@@ -163,7 +166,8 @@ type request struct {
 	done  chan struct{}
 }
 
-// Append adds one record. If ctx ends while the record is under way it may
+// Append adds one record. Events called log.* and time.step are the log's own
+// and refused. If ctx ends while the record is under way it may
 // still be written.
 func (l *Log) Append(ctx context.Context, e Entry) (Line, error) {
 	lines, err := l.AppendAll(ctx, e)
@@ -183,6 +187,9 @@ func (l *Log) AppendAll(ctx context.Context, entries ...Entry) ([]Line, error) {
 	}
 	r := &request{done: make(chan struct{})}
 	for _, e := range entries {
+		if strings.HasPrefix(e.Event, "log.") || e.Event == "time.step" {
+			return nil, fmt.Errorf("%w: %s", ErrReserved, e.Event)
+		}
 		p, err := prepare(e)
 		if err != nil {
 			return nil, err
@@ -262,20 +269,34 @@ func (l *Log) Recovered() Recovery {
 }
 
 // Close signs a last checkpoint and lets the log go. A log whose signer does not
-// answer is closed all the same, with an error.
+// answer is closed all the same, with an error. If ctx ends while the disk, the
+// signer or a follower does not return, Close does, and the lock is kept until
+// they do: the next process must not write beside a write that is under way.
 func (l *Log) Close(ctx context.Context) error {
-	l.closeOnce.Do(func() {
+	if !l.closing.Swap(true) {
+		var err error
 		if l.opt.Signer != nil && l.Healthy() == nil {
-			_, l.closeErr = l.Checkpoint(ctx)
+			_, err = l.Checkpoint(ctx)
 		}
 		close(l.quit)
-		<-l.done
-		if l.w.out != nil {
-			l.closeErr = errors.Join(l.closeErr, l.w.out.Close())
-		}
-		l.unlock()
-	})
-	return l.closeErr
+		go l.letGo(err)
+	}
+	select {
+	case <-l.closed:
+		return l.closeErr
+	case <-ctx.Done():
+		return fmt.Errorf("audit: closing the log: %w", ctx.Err())
+	}
+}
+
+func (l *Log) letGo(err error) {
+	defer close(l.closed)
+	<-l.done
+	if l.w.out != nil {
+		err = errors.Join(err, l.w.out.Close())
+	}
+	l.unlock()
+	l.closeErr = err
 }
 
 func (l *Log) fail(err error) error {

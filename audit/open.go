@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"go.uber.org/zap"
@@ -34,6 +35,8 @@ type Recovery struct {
 	SHA256   string // of them, hex
 	Kept     string // the file that has them
 	Segment  string // that they were cut from
+
+	offset int64
 }
 
 // String describes a cut in words, or is empty.
@@ -70,11 +73,9 @@ func Open(ctx context.Context, o Options) (_ *Log, err error) {
 	if o.Dir == "" || o.Origin == "" || o.Genesis == nil || (o.Signer != nil && o.Verifier == nil) {
 		return nil, errors.New("audit: Dir, Origin, Genesis and, beside a Signer, a Verifier are required")
 	}
-	l := &Log{opt: o, in: make(chan *request), quit: make(chan struct{}), done: make(chan struct{})}
-	for _, dir := range []string{"", segmentDir, checkpointDir, lostDir} {
-		if err := os.MkdirAll(l.path(dir), 0o750); err != nil {
-			return nil, fmt.Errorf("audit: %w", err)
-		}
+	l := &Log{opt: o, in: make(chan *request), quit: make(chan struct{}), done: make(chan struct{}), closed: make(chan struct{})}
+	if err := l.folders(); err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
 	}
 	if l.unlock, err = Lock(o.Dir); err != nil {
 		return nil, err
@@ -95,6 +96,24 @@ func Open(ctx context.Context, o Options) (_ *Log, err error) {
 	return l, nil
 }
 
+// folders makes what folders are missing, durably: a record in a file is not
+// kept by a disk that forgets the folder.
+func (l *Log) folders() error {
+	_, err := os.Stat(l.opt.Dir)
+	fresh := errors.Is(err, os.ErrNotExist)
+	for _, dir := range []string{"", segmentDir, checkpointDir, lostDir} {
+		if err := os.MkdirAll(l.path(dir), 0o750); err != nil {
+			return err
+		}
+	}
+	if fresh {
+		if err := l.opt.disk.SyncDir(filepath.Dir(filepath.Clean(l.opt.Dir))); err != nil {
+			return err
+		}
+	}
+	return l.opt.disk.SyncDir(l.opt.Dir)
+}
+
 func (l *Log) recover(ctx context.Context) error {
 	list, err := segments(l.opt.Dir)
 	if err != nil {
@@ -108,20 +127,21 @@ func (l *Log) recover(ctx context.Context) error {
 		if newest != nil || l.opt.MinSize > 0 {
 			return &MaintenanceError{Why: "there are no segments, but a checkpoint or the index knows records"}
 		}
-		return l.genesis(ctx)
+		return l.genesis(ctx, nil)
 	}
 	s := &scanner{l: l, newest: newest}
 	if err := s.last(list); err != nil {
 		return err
 	}
 	if s.chain.size == 0 { // nothing but the torn beginning of a genesis
-		return l.genesis(ctx)
+		return l.genesis(ctx, s)
 	}
 	return l.continueFrom(ctx, s)
 }
 
-// genesis begins the log.
-func (l *Log) genesis(ctx context.Context) error {
+// genesis begins the log. s has what is left of a try that was cut short, or is
+// nil.
+func (l *Log) genesis(ctx context.Context, s *scanner) error {
 	e, err := l.opt.Genesis()
 	if err != nil {
 		return fmt.Errorf("audit: genesis: %w", err)
@@ -135,8 +155,13 @@ func (l *Log) genesis(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := l.level(ctx, &Chain{}, 0); err != nil {
+	if _, err := l.place(ctx, &Chain{}, 0); err != nil {
 		return err
+	}
+	if s != nil {
+		if err := s.cut(); err != nil {
+			return err
+		}
 	}
 	if err := l.begin(segmentName(0)); err != nil {
 		return err
@@ -144,8 +169,8 @@ func (l *Log) genesis(ctx context.Context) error {
 	if _, err := l.write([]*prepared{p}, false); err != nil {
 		return l.fail(err)
 	}
-	l.recovered = Recovery{Clean: true, SameBoot: true}
-	return nil
+	l.recovered.Clean, l.recovered.SameBoot = true, true
+	return l.recordCut()
 }
 
 // continueFrom takes up writing where the last segment ends.
@@ -153,29 +178,44 @@ func (l *Log) continueFrom(ctx context.Context, s *scanner) error {
 	l.w.chain, l.head = *s.chain.Clone(), s.chain.Head()
 	l.w.name, l.w.size, l.w.sum, l.w.began = s.seg.name, s.offset, s.sum, s.began
 	l.recovered = Recovery{Clean: s.lastEvent == "system.stop", SameBoot: s.lastBoot == l.w.boot}
+	if l.recovered.SameBoot { // a clock that was set since is noticed
+		l.w.wall, l.w.mono = s.lastTime, s.lastMono
+	}
 	if s.newest != nil {
 		l.w.signed = s.newest.size
 	}
 	if l.opt.MinSize > s.chain.size {
 		return s.damage(fmt.Sprintf("the log has %d records, but the index knows %d", s.chain.size, l.opt.MinSize))
 	}
+	// Whoever has seen more than the log has stops it before anything is cut.
+	next, err := l.place(ctx, s.start, s.chain.size)
+	if err != nil {
+		return err
+	}
 	if err := s.cut(); err != nil {
 		return err
 	}
-	if err := l.level(ctx, s.start, s.chain.size); err != nil {
-		return err
+	for i, f := range l.opt.Followers {
+		if err := l.feed(ctx, f, next[i], s.chain.size); err != nil {
+			return err
+		}
 	}
 	out, err := l.opt.disk.Append(l.path(segmentDir, l.w.name))
 	if err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
 	l.w.out = out
+	return l.recordCut()
+}
+
+// recordCut has the log say what was cut from it.
+func (l *Log) recordCut() error {
 	if l.recovered.Cut == 0 {
 		return nil
 	}
 	l.opt.Log.Warn("a torn tail was cut from the log", zap.String("what", l.recovered.String()))
 	p, err := prepare(Entry{Event: "log.recovered", Outcome: "cut", Actor: Actor{Kind: "system", ID: "log"}, Object: Object{
-		"segment": l.recovered.Segment, "offset": l.w.size, "octets": l.recovered.Cut, "sha256": l.recovered.SHA256, "kept": l.recovered.Kept,
+		"segment": l.recovered.Segment, "offset": l.recovered.offset, "octets": l.recovered.Cut, "sha256": l.recovered.SHA256, "kept": l.recovered.Kept,
 	}})
 	if err != nil {
 		return err
@@ -186,33 +226,33 @@ func (l *Log) continueFrom(ctx context.Context, s *scanner) error {
 	return nil
 }
 
-// level feeds the followers what they have not seen. start is the chain at the
-// beginning of the last segment.
-func (l *Log) level(ctx context.Context, start *Chain, size uint64) error {
+// place returns the number of the line that each follower has to see next. start
+// is the chain at the beginning of the last segment.
+func (l *Log) place(ctx context.Context, start *Chain, size uint64) ([]uint64, error) {
+	var out []uint64
 	for _, f := range l.opt.Followers {
 		if r, ok := f.(Resumer); ok {
 			if err := r.Resume(start.Clone()); err != nil {
-				return fmt.Errorf("audit: placing a follower: %w", err)
+				return nil, fmt.Errorf("audit: placing a follower: %w", err)
 			}
 		}
 		next, err := f.Next(ctx)
 		if err != nil {
-			return fmt.Errorf("audit: asking a follower: %w", err)
+			return nil, fmt.Errorf("audit: asking a follower: %w", err)
 		}
 		if next > size {
-			return &MaintenanceError{Why: fmt.Sprintf("the log has %d records, but a follower has seen %d", size, next)}
+			return nil, &MaintenanceError{Why: fmt.Sprintf("the log has %d records, but a follower has seen %d", size, next)}
 		}
-		if next == size {
-			continue
-		}
-		if err := l.feed(ctx, f, next, size); err != nil {
-			return err
-		}
+		out = append(out, next)
 	}
-	return nil
+	return out, nil
 }
 
+// feed gives a follower the lines that it has not seen.
 func (l *Log) feed(ctx context.Context, f Follower, next, size uint64) error {
+	if next == size {
+		return nil
+	}
 	var batch []Line
 	flush := func() error {
 		if len(batch) == 0 {
@@ -221,7 +261,7 @@ func (l *Log) feed(ctx context.Context, f Follower, next, size uint64) error {
 		if err := f.Follow(ctx, batch); err != nil {
 			return fmt.Errorf("audit: a follower refused lines from %d: %w", batch[0].Record.Seq, err)
 		}
-		batch = batch[:0]
+		batch = nil
 		return nil
 	}
 	err := Scan(l.opt.Dir, next, func(line Line) error {
@@ -233,7 +273,10 @@ func (l *Log) feed(ctx context.Context, f Follower, next, size uint64) error {
 		}
 		return ctx.Err()
 	})
-	return errors.Join(err, flush())
+	if err != nil {
+		return err
+	}
+	return flush()
 }
 
 type checkpointFile struct {

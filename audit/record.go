@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -22,6 +23,7 @@ const MaxLine = 64 << 10
 var (
 	ErrTooLarge = errors.New("audit: the record is larger than 64 KiB")
 	ErrRecord   = errors.New("audit: not a record")
+	ErrReserved = errors.New("audit: events of this name are the log's own")
 )
 
 // An Object holds a record's own fields. Values are string, int, int64, uint64,
@@ -197,12 +199,15 @@ func prepare(e Entry) (*prepared, error) {
 	if ob == nil {
 		ob = Object{}
 	}
+	e.Event, e.Outcome, e.Request = text(e.Event), text(e.Outcome), text(e.Request)
+	e.Actor = Actor{text(e.Actor.Kind), text(e.Actor.ID), text(e.Actor.Source)}
 	p := &prepared{entry: e}
 	var err error
 	if p.head, err = jcs.Append([]byte(`{"actor":`), e.Actor.object()); err != nil {
 		return nil, fmt.Errorf("audit: actor: %w", err)
 	}
-	enc, err := jcs.Append(nil, plain(ob))
+	// As a field of the line, so that it is as deep here as where it is read.
+	enc, err := jcs.Append(nil, map[string]any{"ob": plain(ob)})
 	if err != nil {
 		return nil, fmt.Errorf("audit: object of %s: %w", e.Event, err)
 	}
@@ -213,13 +218,21 @@ func prepare(e Entry) (*prepared, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit: object of %s: %w", e.Event, err)
 	}
-	p.object = objectOf(back)
-	p.body = append(append(append([]byte(`"ob":`), enc...), `,"out":`...), jcs.AppendString(nil, e.Outcome)...)
+	p.object = objectOf(back).Object("ob")
+	p.body = jcs.AppendString(append(enc[1:len(enc)-1], `,"out":`...), e.Outcome)
 	// The rest of a line is shorter than this.
 	if most := 512 + len(p.head) + len(p.body) + 6*(len(e.Event)+len(e.Request)); most > MaxLine {
 		return nil, ErrTooLarge
 	}
 	return p, nil
+}
+
+// text is s as it is read back: octets that are no UTF-8 became U+FFFD.
+func text(s string) string {
+	if utf8.ValidString(s) {
+		return s
+	}
+	return string([]rune(s))
 }
 
 // place puts the pieces together; the keys are in canonical order.
@@ -269,6 +282,9 @@ func ParseLine(raw []byte) (Line, error) {
 		Version: int(o.Int("v")), Seq: uint64(o.Int("seq")), Prev: o.String("prev"), Boot: o.String("boot"), Mono: o.Int("mono"),
 		Event: o.String("ev"), Outcome: o.String("out"), Request: o.String("req"), Object: o.Object("ob"),
 		Actor: Actor{actor.String("kind"), actor.String("id"), actor.String("src")},
+	}
+	if len(actor) != len(r.Actor.object()) {
+		return Line{}, fmt.Errorf("%w: the actor has a field that is empty or unknown", ErrRecord)
 	}
 	if err := r.check(o); err != nil {
 		return Line{}, err

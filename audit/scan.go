@@ -29,6 +29,13 @@ type scanner struct {
 	began     time.Time
 	lastEvent string
 	lastBoot  string
+	lastTime  time.Time
+	lastMono  int64
+	note      string // of the newest checkpoint in the segment
+	noteAt    Head   // where it stands
+	aside     bool   // the tail is all of a last segment, after seg
+	tailOf    string // segment that the tail stands in
+	tailAt    int64  // and where
 }
 
 func (s *scanner) damage(why string) error {
@@ -36,29 +43,49 @@ func (s *scanner) damage(why string) error {
 }
 
 // last reads the last segment. One without a whole first line was never
-// acknowledged: it is put aside, and the one before it is the last.
+// acknowledged: it will be put aside, and the one before it, which was finished
+// before that one was begun, is the last.
 func (s *scanner) last(list []segment) error {
-	for i := len(list) - 1; i >= 0; i-- {
-		s.seg, s.chain, s.start, s.offset, s.lines, s.tail = list[i], Chain{}, nil, 0, 0, nil
-		data, err := os.ReadFile(s.l.path(segmentDir, s.seg.name))
-		if err != nil {
-			return fmt.Errorf("audit: %w", err)
-		}
-		if err := s.read(data); err != nil {
-			return err
-		}
-		if s.lines > 0 {
-			return s.previous(list[:i])
-		}
+	i := len(list) - 1
+	if err := s.one(list[i]); err != nil {
+		return err
+	}
+	if s.lines == 0 {
 		if s.newest != nil && s.newest.size > s.seg.first || s.l.opt.MinSize > s.seg.first {
 			return s.damage("the first line is no record, but a checkpoint or the index knows it")
 		}
-		if err := s.l.opt.disk.Rename(s.l.path(segmentDir, s.seg.name), s.l.path(lostDir, s.seg.name+time.Now().UTC().Format(".20060102T150405.000000"))); err != nil {
-			return fmt.Errorf("audit: %w", err)
+		s.aside, s.tailOf, s.tailAt = true, s.seg.name, 0
+		if i == 0 {
+			if s.seg.first != 0 {
+				return s.damage("the segments before it are missing")
+			}
+			return nil
 		}
+		tail := s.tail
+		first := s.seg.first
+		i--
+		if err := s.one(list[i]); err != nil {
+			return err
+		}
+		if s.lines == 0 || len(s.tail) > 0 || s.chain.size != first {
+			return s.damage("the segment is not whole, but another one was begun after it")
+		}
+		s.tail = tail
 	}
-	s.tail = nil
-	return nil
+	if err := s.previous(list[:i]); err != nil {
+		return err
+	}
+	return s.vouch(list[:i])
+}
+
+// one reads one segment into s.
+func (s *scanner) one(seg segment) error {
+	s.seg, s.chain, s.start, s.offset, s.lines, s.tail, s.note = seg, Chain{}, nil, 0, 0, nil, ""
+	data, err := os.ReadFile(s.l.path(segmentDir, seg.name))
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	return s.read(data)
 }
 
 // read takes lines until one is not whole or does not continue the chain.
@@ -70,16 +97,24 @@ func (s *scanner) read(data []byte) error {
 		if err == nil && s.lines == 0 {
 			err = s.begin(line)
 		}
+		var head Head
+		checkpoint := err == nil && line.Record.Event == "log.checkpoint"
+		if checkpoint {
+			head = s.chain.Head()
+		}
 		if err == nil {
 			err = s.chain.Step(line)
 		}
 		if err != nil {
 			return s.torn(data, err)
 		}
+		if checkpoint {
+			s.note, s.noteAt = line.Record.Object.String("note"), head
+		}
 		_, _ = s.sum.Write(line.Raw)
 		s.before = s.offset
 		s.offset, s.lines, data = s.offset+int64(end), s.lines+1, data[end:]
-		s.lastBoot = line.Record.Boot
+		s.lastBoot, s.lastTime, s.lastMono = line.Record.Boot, line.Record.Time, line.Record.Mono
 		switch line.Record.Event {
 		case "log.checkpoint", "log.segment", "time.step":
 		default:
@@ -89,6 +124,11 @@ func (s *scanner) read(data []byte) error {
 			return s.damage(fmt.Sprintf("the records up to %d are not those of the signed checkpoint", s.chain.size-1))
 		}
 	}
+	return s.short()
+}
+
+// short refuses a log that ends before its newest checkpoint.
+func (s *scanner) short() error {
 	if s.newest != nil && s.lines > 0 && s.newest.size > s.chain.size {
 		return s.damage(fmt.Sprintf("the log has %d records, but a signed checkpoint names %d", s.chain.size, s.newest.size))
 	}
@@ -156,7 +196,7 @@ func (s *scanner) torn(rest []byte, why error) error {
 	if s.lines > 0 && s.chain.size < seen {
 		return s.damage(fmt.Sprintf("the end is torn, but a checkpoint or the index knows %d records", seen))
 	}
-	s.tail = bytes.Clone(rest)
+	s.tail, s.tailOf, s.tailAt = bytes.Clone(rest), s.seg.name, s.offset
 	return nil
 }
 
@@ -169,20 +209,85 @@ func (s *scanner) discontinued(why error) error {
 	return s.damage(why.Error())
 }
 
-// cut puts a torn tail aside before the segment is shortened.
+// cut puts a torn tail aside before the segment is shortened, or removed if the
+// tail is all of it.
 func (s *scanner) cut() error {
-	if len(s.tail) == 0 {
+	if len(s.tail) == 0 && !s.aside {
 		return nil
 	}
 	sum := sha256.Sum256(s.tail)
-	r := &s.l.recovered
-	r.Cut, r.SHA256, r.Segment = int64(len(s.tail)), hex.EncodeToString(sum[:]), s.seg.name
-	r.Kept = fmt.Sprintf("%s.%d.%s", s.seg.name, s.offset, r.SHA256[:16])
-	if err := s.l.opt.disk.WriteFile(s.l.path(lostDir, r.Kept), s.tail); err != nil {
+	digest := hex.EncodeToString(sum[:])
+	kept := fmt.Sprintf("%s.%d.%s", s.tailOf, s.tailAt, digest[:16])
+	from := s.l.path(segmentDir, s.tailOf)
+	if len(s.tail) > 0 { // an empty segment has nothing to record
+		r := &s.l.recovered
+		r.Cut, r.SHA256, r.Segment, r.Kept, r.offset = int64(len(s.tail)), digest, s.tailOf, kept, s.tailAt
+	}
+	if s.aside {
+		err := s.l.opt.disk.Rename(from, s.l.path(lostDir, kept))
+		if err == nil {
+			err = s.l.opt.disk.SyncDir(s.l.path(segmentDir))
+		}
+		if err != nil {
+			return fmt.Errorf("audit: putting a torn segment aside: %w", err)
+		}
+		return nil
+	}
+	if err := s.l.opt.disk.WriteFile(s.l.path(lostDir, kept), s.tail); err != nil {
 		return fmt.Errorf("audit: keeping the torn tail: %w", err)
 	}
-	if err := s.l.opt.disk.Truncate(s.l.path(segmentDir, s.seg.name), s.offset); err != nil {
+	if err := s.l.opt.disk.Truncate(from, s.tailAt); err != nil {
 		return fmt.Errorf("audit: cutting the torn tail: %w", err)
+	}
+	return nil
+}
+
+// vouch compares the last segment with signed checkpoints that do not lie within
+// the part of it that [scanner.read] compared: what its first line says of the
+// past counts for nothing until a signature covers it, and followers begin there.
+func (s *scanner) vouch(before []segment) error {
+	if s.note != "" && s.l.opt.Verifier != nil {
+		size, root, err := OpenCheckpoint([]byte(s.note), s.l.opt.Verifier)
+		if err != nil || size != s.noteAt.Size || root != s.noteAt.Root {
+			return s.damage("the newest checkpoint in the segment does not verify, or is of other records")
+		}
+	}
+	if s.newest == nil || s.newest.size > s.start.size {
+		return nil
+	}
+	var chain *Chain
+	check := func() error {
+		if chain.size == s.newest.size && chain.Head().Root != s.newest.root {
+			return s.damage(fmt.Sprintf("the records up to %d are not those of the signed checkpoint", chain.size))
+		}
+		return nil
+	}
+	for i, seg := range before {
+		if i+1 < len(before) && before[i+1].first < s.newest.size {
+			continue
+		}
+		err := eachLine(s.l.path(segmentDir, seg.name), func(raw []byte, _ bool) error {
+			line, err := ParseLine(raw)
+			if err == nil && chain == nil {
+				chain = &Chain{}
+				if seg.first > 0 {
+					chain, err = frontierOf(line)
+				}
+			}
+			if err == nil {
+				err = chain.Step(line)
+			}
+			if err != nil {
+				return &MaintenanceError{Segment: seg.name, Why: err.Error()}
+			}
+			return check()
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if s.start.size > 0 && (chain == nil || chain.Head() != s.start.Head()) {
+		return s.damage("what the segment says of the records before it is not so")
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -15,6 +14,8 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/postern-pki/postern/audit/jcs"
 )
 
 // Scan reads the lines from number from on, without the lock: it ends without an
@@ -63,15 +64,18 @@ func eachLine(path string, fn func(raw []byte, whole bool) error) (err error) {
 	r := bufio.NewReaderSize(f, MaxLine+1)
 	for {
 		raw, err := r.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			return ErrTooLarge
+		}
 		if len(raw) > 0 {
-			if ferr := fn(raw, err == nil || errors.Is(err, bufio.ErrBufferFull)); ferr != nil {
+			if ferr := fn(raw, err == nil); ferr != nil {
 				return ferr
 			}
 		}
-		switch {
-		case errors.Is(err, io.EOF), errors.Is(err, bufio.ErrBufferFull): // fn refused a line that long
+		if errors.Is(err, io.EOF) {
 			return nil
-		case err != nil:
+		}
+		if err != nil {
 			return fmt.Errorf("audit: reading %s: %w", filepath.Base(path), err)
 		}
 	}
@@ -123,11 +127,14 @@ type Report struct {
 
 // verifier walks a log from its first octet to its last.
 type verifier struct {
-	dir   string
-	by    note.Verifier
-	chain Chain
-	r     Report
-	notes map[uint64]tlog.Hash // roots of the checkpoint files, by size
+	dir    string
+	by     note.Verifier
+	chain  Chain
+	r      Report
+	notes  map[uint64]tlog.Hash // roots of the checkpoint files, by size
+	counts map[string]*int64    // by event and outcome, as they are written
+	key    []byte
+	latest []byte // the last line's time, as it is written
 
 	seg    string
 	line   int
@@ -142,7 +149,7 @@ func Verify(ctx context.Context, dir string, o VerifyOptions) (Report, error) {
 	if o.Verifier == nil {
 		return Report{}, errors.New("audit: a verifier is required")
 	}
-	v := &verifier{dir: dir, by: o.Verifier, notes: make(map[uint64]tlog.Hash), r: Report{Events: make(map[string]int64)}}
+	v := &verifier{dir: dir, by: o.Verifier, notes: make(map[uint64]tlog.Hash), counts: make(map[string]*int64), r: Report{Events: make(map[string]int64)}}
 	list, err := segments(dir)
 	if err != nil {
 		return Report{}, err
@@ -153,7 +160,7 @@ func Verify(ctx context.Context, dir string, o VerifyOptions) (Report, error) {
 	if err := v.files(); err != nil {
 		return Report{}, err
 	}
-	var previous hash.Hash
+	var previous string
 	for i, s := range list {
 		if s.first != v.chain.size {
 			return Report{}, &Damage{Segment: s.name, Seq: v.chain.size, Why: fmt.Sprintf("a segment is missing: record %d should come next", v.chain.size)}
@@ -166,6 +173,9 @@ func Verify(ctx context.Context, dir string, o VerifyOptions) (Report, error) {
 		if size > v.chain.size {
 			return Report{}, v.damage(fmt.Sprintf("the log was cut: a signed checkpoint names %d records, there are %d", size, v.chain.size))
 		}
+	}
+	if err := v.sum(); err != nil {
+		return Report{}, err
 	}
 	h := v.chain.Head()
 	v.r.Records, v.r.Segments, v.r.Root = h.Size, len(list), hex.EncodeToString(h.Root[:])
@@ -196,76 +206,128 @@ func (v *verifier) files() error {
 	return nil
 }
 
-func (v *verifier) segment(ctx context.Context, name string, previous hash.Hash, last bool) (hash.Hash, error) {
+// segment checks one segment, and returns the SHA-256 of the file.
+func (v *verifier) segment(ctx context.Context, name, previous string, last bool) (string, error) {
 	sum := sha256.New()
 	v.seg, v.line, v.offset = name, 0, 0
-	err := eachLine(filepath.Join(v.dir, segmentDir, name), func(raw []byte, whole bool) error {
-		v.line++
-		if !whole && last {
-			v.r.Unfinished = int64(len(raw))
-			return nil
+	err := walk(ctx, filepath.Join(v.dir, segmentDir, name), func(p *parcel) error {
+		_, _ = sum.Write(p.raw)
+		start := 0
+		for i := range p.items {
+			v.line++
+			if err := v.record(p.raw[start:p.ends[i]], &p.items[i], previous); err != nil {
+				return err
+			}
+			v.before = v.offset
+			v.offset += int64(p.ends[i] - start)
+			start = p.ends[i]
 		}
+		if p.tail > 0 {
+			if v.line++; !last {
+				return v.damage("the line does not end in LF")
+			}
+			v.r.Unfinished = int64(p.tail)
+		}
+		return nil
+	})
+	if errors.Is(err, ErrTooLarge) {
+		v.line++
+		err = v.damage("a line is longer than 64 KiB")
+	}
+	return hex.EncodeToString(sum.Sum(nil)), err
+}
+
+// record checks a line's place, and what it says of the log if it is one of the
+// log's own.
+func (v *verifier) record(raw []byte, one *item, previous string) error {
+	f := &one.fields
+	if !one.ok || v.line == 1 || string(f.ev) == `"log.checkpoint"` {
 		l, err := ParseLine(raw)
+		if err == nil && !one.ok {
+			err = ErrRecord
+		}
 		if err != nil {
 			return v.damage(err.Error())
 		}
-		if v.line == 1 && v.chain.size > 0 {
-			if err := v.first(l, previous); err != nil {
-				return err
-			}
-		}
-		if err := v.record(l); err != nil {
+		if err := v.own(l, previous); err != nil {
 			return err
 		}
-		_, _ = sum.Write(raw)
-		v.before = v.offset
-		v.offset += int64(len(raw))
-		return ctx.Err()
-	})
-	return sum, err
-}
-
-// first checks what a segment says of the one before it and of the tree.
-func (v *verifier) first(l Line, previous hash.Hash) error {
-	if l.Record.Object.String("previous_sha256") != hex.EncodeToString(previous.Sum(nil)) {
-		return v.damage("the segment before this one has another SHA-256")
 	}
-	at, err := frontierOf(l)
-	if err != nil || at.Head() != v.chain.Head() {
-		return v.damage("the frontier is not that of the records before")
+	switch {
+	case f.number != v.chain.size:
+		return v.damage(fmt.Sprintf("%v: %d instead of %d", ErrSequence, f.number, v.chain.size))
+	case !f.follows(v.chain.prev) && v.line > 1:
+		// The line is whole and names another one: the one before it was changed.
+		return &Damage{v.seg, v.line - 1, v.before, v.chain.size - 1, "the record was changed or exchanged: the next one names another SHA-256"}
+	case !f.follows(v.chain.prev):
+		return v.damage(ErrPrevious.Error())
 	}
+	v.chain.add(one.leaf, one.hash)
+	if root, ok := v.notes[v.chain.size]; ok && root != v.chain.Head().Root {
+		return &Damage{Segment: v.seg, Line: v.line, Offset: v.offset, Seq: f.number, Why: "the signed checkpoint of the records up to this one has another root"}
+	}
+	v.latest = append(v.latest[:0], f.t...)
+	v.key = append(append(append(v.key[:0], f.ev...), ' '), f.out...)
+	n := v.counts[string(v.key)]
+	if n == nil {
+		n = new(int64)
+		v.counts[string(v.key)] = n
+	}
+	*n++
 	return nil
 }
 
-func (v *verifier) record(l Line) error {
-	if l.Record.Event == "log.checkpoint" {
-		size, root, err := OpenCheckpoint([]byte(l.Record.Object.String("note")), v.by)
-		if err != nil {
-			return v.damage("the checkpoint in the record does not verify with the audit certificate")
-		}
-		if size != v.chain.size || root != v.chain.Head().Root {
-			return v.damage("the checkpoint in the record is not of the records before it")
-		}
-		v.r.Checkpoints++
-		v.r.Signed = size
-	}
-	if err := v.chain.Step(l); err != nil {
-		if errors.Is(err, ErrPrevious) && v.line > 1 {
-			// The line is whole and names another one: the one before it was changed.
-			return &Damage{v.seg, v.line - 1, v.before, v.chain.size - 1, "the record was changed or exchanged: the next one names another SHA-256"}
-		}
-		return v.damage(err.Error())
-	}
-	if root, ok := v.notes[v.chain.size]; ok && root != v.chain.Head().Root {
-		return v.damage("the signed checkpoint at this size has another root")
-	}
-	if l.Record.Seq == 0 {
+// own checks the log's own records: the first of the log, the first of each
+// segment, and checkpoints.
+func (v *verifier) own(l Line, previous string) error {
+	if v.line == 1 && v.chain.size == 0 {
 		v.r.Origin, v.r.First = l.Record.Object.String("origin"), l.Record.Time
 		if l.Record.Event != "log.genesis" || v.r.Origin != v.by.Name() {
 			return v.damage("the first record is no genesis of this origin")
 		}
 	}
-	v.r.Last = l.Record.Time
-	v.r.Events[l.Record.Event+" "+l.Record.Outcome]++
+	if v.line == 1 && v.chain.size > 0 {
+		if l.Record.Object.String("previous_sha256") != previous {
+			return v.damage("the segment before this one has another SHA-256")
+		}
+		at, err := frontierOf(l)
+		if err != nil || at.Head() != v.chain.Head() {
+			return v.damage("the frontier is not that of the records before")
+		}
+	}
+	if l.Record.Event != "log.checkpoint" {
+		return nil
+	}
+	size, root, err := OpenCheckpoint([]byte(l.Record.Object.String("note")), v.by)
+	if err != nil {
+		return v.damage("the checkpoint in the record does not verify with the audit certificate")
+	}
+	if size != v.chain.size || root != v.chain.Head().Root {
+		return v.damage("the checkpoint in the record is not of the records before it")
+	}
+	v.r.Checkpoints++
+	v.r.Signed = size
 	return nil
+}
+
+// sum puts the counts into the report.
+func (v *verifier) sum() error {
+	for key, n := range v.counts {
+		used, err := jcs.Scan([]byte(key), 1)
+		if err != nil {
+			return err
+		}
+		event, err := jcs.Parse([]byte(key[:used]))
+		if err != nil {
+			return err
+		}
+		outcome, err := jcs.Parse([]byte(key[used+1:]))
+		if err != nil {
+			return err
+		}
+		v.r.Events[fmt.Sprintf("%s %s", event, outcome)] += *n
+	}
+	last, err := time.Parse(`"`+timeForm+`"`, string(v.latest))
+	v.r.Last = last
+	return err
 }

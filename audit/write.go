@@ -10,15 +10,21 @@ import (
 )
 
 // write is the one place where lines reach the disk: one write, one fdatasync,
-// then the followers in their order.
+// then the followers in their order. Only where clock is true may a time.step go
+// before the entries: a checkpoint has to follow its head, and log.segment is a
+// segment's first line.
 func (l *Log) write(entries []*prepared, clock bool) ([]Line, error) {
 	now, mono := l.opt.Now().UTC(), bootMicros()
 	extra := 0
-	if step := l.step(now, mono); clock && step != nil {
-		entries = append([]*prepared{step}, entries...)
-		extra = 1
+	if clock {
+		if step := l.step(now, mono); step != nil {
+			entries = append([]*prepared{step}, entries...)
+			extra = 1
+		}
 	}
-	l.w.wall, l.w.mono = now, mono
+	if clock || l.w.wall.IsZero() { // else the next batch still has to see the step
+		l.w.wall, l.w.mono = now, mono
+	}
 	next := l.w.chain.Clone()
 	lines := make([]Line, 0, len(entries))
 	var buf []byte
@@ -84,7 +90,9 @@ func (l *Log) step(now time.Time, mono int64) *prepared {
 // to, and has the tree's frontier, so that a start need read no more than the
 // last segment.
 func (l *Log) roll() error {
-	if err := l.w.out.Close(); err != nil {
+	err := l.w.out.Close()
+	l.w.out = nil
+	if err != nil {
 		return fmt.Errorf("closing segment %s: %w", l.w.name, err)
 	}
 	var frontier []string
