@@ -301,15 +301,7 @@ func (r *Record) check(o Object) error {
 	_, seq := o["seq"].(int64)
 	t, err := time.Parse(timeForm, o.String("t"))
 	prev, hexErr := hex.DecodeString(r.Prev)
-	fields := 1 // kind; the others are left out where they are empty
-	for _, v := range []string{r.Actor.ID, r.Actor.Source} {
-		if v != "" {
-			fields++
-		}
-	}
 	switch {
-	case len(o.Object("actor")) != fields:
-		return fmt.Errorf("%w: its actor has other fields", ErrRecord)
 	case r.Version != 1:
 		return fmt.Errorf("%w: its version is not 1", ErrRecord)
 	case !seq || int64(r.Seq) < 0 || !req || !boot || !mono || r.Object == nil || r.Event == "" || r.Outcome == "" || r.Actor.Kind == "":
