@@ -77,7 +77,7 @@ func (r *realFile) reserve(n int64) error {
 }
 
 func (realDisk) Append(path string) (file, error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640) //nolint:gosec // G302: the auditors' group reads the log //nolint:gosec // the auditors' group reads the log
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640) //nolint:gosec // G302: the auditors' group reads the log
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (realDisk) Append(path string) (file, error) {
 
 func (d realDisk) WriteFile(path string, data []byte) error {
 	tmp := path + ".tmp"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640) //nolint:gosec // G302: the auditors' group reads the log //nolint:gosec // the auditors' group reads the log
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640) //nolint:gosec // G302: the auditors' group reads the log
 	if err != nil {
 		return err
 	}

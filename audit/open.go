@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -248,35 +249,37 @@ func (l *Log) place(ctx context.Context, start *Chain, size uint64) ([]uint64, e
 	return out, nil
 }
 
-// feed gives a follower the lines that it has not seen.
+// feed gives a follower the lines from next to size. What it has not seen is
+// maintenance if it is not all there, or no record.
 func (l *Log) feed(ctx context.Context, f Follower, next, size uint64) error {
 	if next == size {
 		return nil
 	}
 	var batch []Line
-	flush := func() error {
-		if len(batch) == 0 {
-			return nil
-		}
-		if err := f.Follow(ctx, batch); err != nil {
-			return fmt.Errorf("audit: a follower refused lines from %d: %w", batch[0].Record.Seq, err)
-		}
-		batch = nil
-		return nil
-	}
+	var refused error
 	err := Scan(l.opt.Dir, next, func(line Line) error {
-		if line.Record.Seq >= size {
-			return nil
+		if line.Record.Seq != next {
+			return &MaintenanceError{Why: fmt.Sprintf("record %d stands where %d should", line.Record.Seq, next)}
 		}
-		if batch = append(batch, line); len(batch) == 512 {
-			return flush()
+		next++
+		if batch = append(batch, line); len(batch) == 512 || next == size {
+			if refused = f.Follow(ctx, batch); refused != nil {
+				return fmt.Errorf("audit: a follower refused lines from %d: %w", batch[0].Record.Seq, refused)
+			}
+			batch = nil
+		}
+		if next == size {
+			return io.EOF
 		}
 		return ctx.Err()
 	})
-	if err != nil {
-		return err
+	switch {
+	case refused == nil && (errors.Is(err, ErrRecord) || errors.Is(err, ErrTooLarge)):
+		return &MaintenanceError{Why: err.Error()}
+	case err == nil && next < size:
+		return &MaintenanceError{Why: fmt.Sprintf("record %d is missing", next)}
 	}
-	return flush()
+	return err
 }
 
 type checkpointFile struct {

@@ -144,6 +144,9 @@ func (s *scanner) begin(first Line) error {
 		if s.start, err = frontierOf(first); err != nil {
 			return err
 		}
+		if s.start.size != s.seg.first {
+			return fmt.Errorf("%w: the segment's name says %d", ErrFrontier, s.seg.first)
+		}
 	}
 	s.chain = *s.start.Clone()
 	return nil

@@ -58,6 +58,9 @@ func appendValue(dst []byte, v any, depth int) ([]byte, error) {
 		}
 		return strconv.AppendUint(dst, v, 10), nil
 	case []string:
+		if depth == maxDepth && len(v) > 0 {
+			return nil, ErrDepth
+		}
 		return appendArray(dst, len(v), func(dst []byte, i int) ([]byte, error) { return AppendString(dst, v[i]), nil })
 	case []any:
 		return appendArray(dst, len(v), func(dst []byte, i int) ([]byte, error) { return appendValue(dst, v[i], depth+1) })
@@ -98,6 +101,9 @@ func appendObject(dst []byte, m map[string]any, depth int) ([]byte, error) {
 	dst = append(dst, '{')
 	for i, k := range keys {
 		if i > 0 {
+			if compareKeys(keys[i-1], k) == 0 { // two keys that are no UTF-8 can become one
+				return nil, fmt.Errorf("%w: key %q twice", ErrCanonical, k)
+			}
 			dst = append(dst, ',')
 		}
 		dst = append(AppendString(dst, k), ':')
