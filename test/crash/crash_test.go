@@ -28,14 +28,21 @@ import (
 // is counted here is challenges.
 var profiles = strings.NewReplacer("reuse: same-subject", "reuse: any", "active_per_subject: 10", "active_per_subject: 1000").Replace(site.Profiles)
 
-// newSite has a listener at a fixed port, so that a restart is found again.
 func newSite(t *testing.T) *site.Site {
 	t.Helper()
-	s, end, err := site.ForTest(t.Context(), profiles)
+	bin, clean, err := site.Build(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(clean)
+	s, end, err := site.New(t.Context(), bin, profiles)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(end)
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
@@ -132,7 +139,7 @@ func load(t *testing.T, s *site.Site, keys []*rsa.PrivateKey, told *answers, rou
 	t.Cleanup(group.Wait)
 }
 
-func (a *answers) enroll(ctx context.Context, d *client.Client, key *rsa.PrivateKey, c site.Challenge) {
+func (a *answers) enroll(ctx context.Context, d *site.Device, key *rsa.PrivateKey, c site.Challenge) {
 	r, err := d.Enroll(ctx, client.Enrollment{
 		Key: key, Subject: pkix.Name{CommonName: strings.TrimPrefix(c.Subject, "CN=")}, Challenge: []byte(c.Challenge),
 	})

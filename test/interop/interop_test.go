@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -36,15 +35,7 @@ func TestMain(m *testing.M) {
 	// name.
 	old := strings.Replace(site.Profiles[strings.Index(site.Profiles, "  - name: interop"):], "name: interop", "name: old-clients", 1)
 	old = strings.Replace(old, "AES-256-CBC]}", "AES-256-CBC], legacy: {sha1: true}}", 1)
-	s, end, err := site.ForTest(context.Background(), site.Profiles+old)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	testSite = s
-	code := m.Run()
-	end()
-	os.Exit(code)
+	os.Exit(site.Main(context.Background(), site.Profiles+old, func(s *site.Site) int { testSite = s; return m.Run() }))
 }
 
 func must[T any](t testing.TB) func(T, error) T {
@@ -267,12 +258,12 @@ func TestListeners(t *testing.T) {
 	}
 	asked := false
 	u := must[*url.URL](t)(url.Parse(target(t)))
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(must[[]byte](t)(os.ReadFile(testSite.CA())))
-	conn := must[*tls.Conn](t)(tls.Dial("tcp", u.Host, &tls.Config{RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	config := must[*tls.Config](t)(testSite.TLS())
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		asked = true
 		return &tls.Certificate{}, nil
-	}}))
+	}
+	conn := must[*tls.Conn](t)(tls.Dial("tcp", u.Host, config))
 	_ = conn.Close()
 	if asked {
 		t.Error("the devices' listener asks for a client certificate")
@@ -289,7 +280,7 @@ func TestListeners(t *testing.T) {
 // operatorPort is that of the listener, which the site let the kernel choose.
 func operatorPort(t testing.TB) string {
 	t.Helper()
-	out, _, code := site.Run(t.Context(), nil, "grep", "-o", `"operators":"[^"]*"`, testSite.Path("posternd.log"))
+	out, _, code := site.Run(t.Context(), nil, "grep", "-o", `"operators":"[^"]*"`, testSite.Journal())
 	_, addr, ok := strings.Cut(strings.TrimSpace(strings.Split(out, "\n")[0]), `"operators":"`)
 	if _, port, err := net.SplitHostPort(strings.TrimSuffix(addr, `"`)); code == 0 && ok && err == nil {
 		return port

@@ -26,15 +26,7 @@ import (
 var testSite *site.Site
 
 func TestMain(m *testing.M) {
-	s, end, err := site.ForTest(context.Background(), "")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	testSite = s
-	code := m.Run()
-	end()
-	os.Exit(code)
+	os.Exit(site.Main(context.Background(), "", func(s *site.Site) int { testSite = s; return m.Run() }))
 }
 
 func must[T any](t testing.TB) func(T, error) T {
@@ -52,9 +44,9 @@ func newKey(t testing.TB, bits int) *rsa.PrivateKey {
 	return must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, bits))
 }
 
-func device(t testing.TB, profile string) *client.Client {
+func device(t testing.TB, profile string) *site.Device {
 	t.Helper()
-	return must[*client.Client](t)(testSite.Device(t.Context(), profile))
+	return must[*site.Device](t)(testSite.Device(t.Context(), profile))
 }
 
 func challenge(t testing.TB, profile, cn string, more ...string) []byte {
