@@ -164,7 +164,7 @@ func enrollment(key *rsa.PrivateKey, c site.Challenge) client.Enrollment {
 // unavailable wants the answer for a fault of the service's own.
 func unavailable(t *testing.T, err error) {
 	t.Helper()
-	if e, ok := errors.AsType[*client.StatusError](err); !ok || e.Code != http.StatusServiceUnavailable || e.Text != "service unavailable" {
+	if e, ok := errors.AsType[*client.StatusError](err); !ok || e.Code != http.StatusServiceUnavailable || strings.TrimSpace(e.Text) != "service unavailable" {
 		t.Errorf("the device was told: %v", err)
 	}
 }
