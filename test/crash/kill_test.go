@@ -119,10 +119,10 @@ func (f *fleet) load(t *testing.T, s *site.Site) {
 	d := newDevice(t, s)
 	defer d.HTTP.CloseIdleConnections()
 	var wg sync.WaitGroup
-	for range 4 + mathrand.IntN(5) { //nolint:gosec // G404: no secret
+	for range 4 + mathrand.IntN(5) {
 		wg.Go(func() { f.enroll(t.Context(), d) })
 	}
-	time.Sleep(time.Duration(20+mathrand.IntN(300)) * time.Millisecond) //nolint:gosec // G404: no secret
+	time.Sleep(time.Duration(20+mathrand.IntN(300)) * time.Millisecond)
 	if err := s.Kill(); err != nil {
 		t.Fatal(err)
 	}
