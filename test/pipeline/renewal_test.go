@@ -160,7 +160,9 @@ func TestACertificateOfAnotherProfile(t *testing.T) {
 	}
 }
 
-func TestARenewalForOtherNames(t *testing.T) {
+// TestARenewalThatProvesNothing asks for other names than the signer's, or for a
+// key that somebody else has.
+func TestARenewalThatProvesNothing(t *testing.T) {
 	const cn = "mine.demo.example"
 	d := at(t, "many")
 	cert, _ := enrolled(t, d, "many", cn, keys[0])
@@ -168,6 +170,8 @@ func TestARenewalForOtherNames(t *testing.T) {
 		_, err := renew(t, d, client.RenewalReq, cert, keys[0], csr)
 		refused(t, err).is(t, badMessageCheck, notProven).reasons(t, "proof")
 	}
+	_, err := renew(t, d, client.RenewalReq, cert, keys[0], resigned(t, ask(t, keys[1], cn, ""), keys[0]))
+	refused(t, err).is(t, badMessageCheck, notProven).rejected(t, "CSR signature")
 }
 
 // TestAForeignSigner names the CA as the issuer of its certificate, which it is
