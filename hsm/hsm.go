@@ -165,8 +165,16 @@ func (m *Module) openSlot(ctx context.Context, c Config, slot Slot) (*Token, err
 	for range c.Sessions {
 		t.pool <- &session{}
 	}
-	if _, err := bounded(ctx, m, "log in", func() (struct{}, error) { return struct{}{}, t.firstLogin() }); err != nil {
-		pin.Wipe()
+	ctx, cancel := context.WithTimeout(ctx, adminDeadline)
+	defer cancel()
+	_, err = bounded(ctx, m, "log in", func() (struct{}, error) {
+		err := t.firstLogin(ctx)
+		if err != nil {
+			pin.Wipe() // here, where it is known that nobody uses it any more
+		}
+		return struct{}{}, err
+	})
+	if err != nil {
 		return nil, err
 	}
 	t.log.Info("token opened", zap.Int("sessions", c.Sessions), zap.Duration("deadline", c.Deadline))
@@ -222,8 +230,8 @@ func (t *Token) Healthy() error {
 
 // Close waits for running operations, at most for one deadline, logs out and,
 // if [Open] loaded the module, closes that too. Operations that come later get
-// ErrClosed. With a call stuck in the module it returns ErrHung, having cleaned
-// up what it could.
+// ErrClosed. With a call stuck in the module it returns ErrHung and leaves the
+// rest to the end of the process.
 func (t *Token) Close() error {
 	err := error(nil)
 	t.once.Do(func() { err = t.close() })
@@ -232,7 +240,7 @@ func (t *Token) Close() error {
 
 func (t *Token) close() error {
 	close(t.closing)
-	defer t.pin.Wipe()
+	defer t.forget()
 	ctx, cancel := context.WithTimeout(context.Background(), t.config.Deadline)
 	defer cancel()
 	var idle []*session
@@ -241,7 +249,7 @@ func (t *Token) close() error {
 		case s := <-t.pool:
 			idle = append(idle, s)
 		case <-ctx.Done():
-			return &Error{Op: "close token", Err: ErrHung}
+			return &Error{Op: "close token", Err: ErrHung} // closing sessions could hang too
 		}
 	}
 	_, err := bounded(ctx, t.module, "close token", func() (struct{}, error) {
@@ -261,6 +269,16 @@ func (t *Token) close() error {
 		return t.module.Close()
 	}
 	return nil
+}
+
+// forget wipes the PIN, unless a call is stuck that is logging in with it: one
+// that comes back must not try what is left of the PIN. A later login sees that
+// the token is closed before it looks at the PIN.
+func (t *Token) forget() {
+	if t.login.TryLock() {
+		defer t.login.Unlock()
+		t.pin.Wipe()
+	}
 }
 
 func (m *Module) reserve(slot uint) error {

@@ -156,6 +156,34 @@ func TestClosedTokenRefuses(t *testing.T) {
 	}
 }
 
+// A token must not reach into a library that was taken away: that would end the
+// process, and not in an error.
+func TestATokenOutlivesItsModule(t *testing.T) {
+	tok := softhsm.New(t)
+	generate(t, config(tok), hsm.KeyPlan{Purpose: hsm.CA, Label: "ca", Algorithm: hsm.P256})
+	m, err := hsm.Load(tok.Module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := m.Open(t.Context(), config(tok))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := key(t, token, hsm.CA, "ca")
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Sign(nil, make([]byte, 32), crypto.SHA256); !errors.Is(err, hsm.ErrClosed) {
+		t.Errorf("Sign: %v, want ErrClosed", err)
+	}
+	if _, err := m.Open(t.Context(), config(tok)); !errors.Is(err, hsm.ErrClosed) {
+		t.Errorf("Open: %v, want ErrClosed", err)
+	}
+	if err := token.Close(); !errors.Is(err, hsm.ErrClosed) {
+		t.Errorf("Close: %v, want ErrClosed", err)
+	}
+}
+
 // damage reaches into the process' module behind the Token's back.
 func damage(t *testing.T, module, serial string, do func(p *pkcs11.Ctx, slot uint) error) {
 	t.Helper()

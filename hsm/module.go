@@ -77,7 +77,8 @@ func Load(path string) (*Module, error) {
 	return &Module{path: path, p11: p11, open: map[uint]bool{}}, nil
 }
 
-// Close finalizes the library. Tokens that are still open on it become useless.
+// Close finalizes the library. Tokens that are still open on it give ErrClosed
+// from then on.
 // If a call is stuck inside the library it is left alone, and ErrHung returned:
 // taking it away under that thread would end the process in a worse way.
 func (m *Module) Close() error {
@@ -252,13 +253,9 @@ func bounded[T any](ctx context.Context, m *Module, op string, f func() (T, erro
 		err error
 	}
 	var zero T
-	m.mu.Lock()
-	if m.closed {
-		m.mu.Unlock()
-		return zero, &Error{Op: op, Err: ErrClosed}
+	if err := m.hold(); err != nil {
+		return zero, &Error{Op: op, Err: err}
 	}
-	m.stuck++ // until it has come back
-	m.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, adminDeadline)
 	defer cancel()
 	done := make(chan answer, 1)
@@ -275,10 +272,15 @@ func bounded[T any](ctx context.Context, m *Module, op string, f func() (T, erro
 	}
 }
 
-func (m *Module) hold() {
+// hold keeps the library from being finalized until release, if it is still there.
+func (m *Module) hold() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.closed {
+		return ErrClosed
+	}
 	m.stuck++
+	return nil
 }
 
 func (m *Module) release() {

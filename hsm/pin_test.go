@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -183,5 +184,67 @@ func TestPINRefusedInServiceEndsTheToken(t *testing.T) {
 	}
 	if n := token.Stats().Login - before; n != 1 || !errors.Is(token.Healthy(), hsm.ErrPIN) {
 		t.Errorf("%d attempts, healthy: %v; want one attempt and ErrPIN for good", n, token.Healthy())
+	}
+}
+
+// A caller who stops waiting takes the PIN along. The module, when it comes back,
+// must not be given what is left of it: the token would count a wrong PIN.
+func TestAWipedPINIsNeverTried(t *testing.T) {
+	tok, shim := softhsm.New(t), softhsm.NewShim(t)
+	generate(t, config(tok), hsm.KeyPlan{Purpose: hsm.CA, Label: "ca", Algorithm: hsm.P256})
+	c := config(tok)
+	c.Module, c.Sessions, c.Deadline = shim.Module, 1, 200*time.Millisecond
+	load := func() *hsm.Module {
+		m, err := hsm.Load(shim.Module)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+
+	m := load()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	shim.Spoil(t, "OpenSession", "delay 300", 1)
+	if _, err := m.Open(ctx, c); !errors.Is(err, hsm.ErrDeadline) {
+		t.Fatalf("Open of a token that does not answer: %v, want ErrDeadline", err)
+	}
+	closeWhenBack(t, m)
+
+	m = load()
+	token, err := m.Open(t.Context(), c)
+	if err != nil {
+		t.Fatalf("Open, after one that was given up: %v", err)
+	}
+	k := key(t, token, hsm.CA, "ca")
+	damage(t, shim.Module, tok.Serial, logout)
+	shim.Spoil(t, "GetTokenInfo", "delay 900", 1)
+	if _, err := k.Sign(nil, make([]byte, 32), crypto.SHA256); !errors.Is(err, hsm.ErrDeadline) {
+		t.Fatalf("Sign while the login is repaired: %v, want ErrDeadline", err)
+	}
+	if err := token.Close(); !errors.Is(err, hsm.ErrHung) {
+		t.Errorf("Close: %v, want ErrHung", err)
+	}
+	closeWhenBack(t, m)
+	if n := token.Stats().Login; n != 1 {
+		t.Errorf("%d logins, want the first alone", n)
+	}
+
+	m = load()
+	defer func() { _ = m.Close() }()
+	slot, err := m.Find(t.Context(), tok.Serial, "")
+	if err != nil || slot.CountLow || slot.FinalTry || slot.Locked {
+		t.Errorf("%+v, %v: the token counted a wrong PIN", slot, err)
+	}
+}
+
+// closeWhenBack closes the module as soon as no call is inside it.
+func closeWhenBack(t *testing.T, m *hsm.Module) {
+	t.Helper()
+	for err := m.Close(); err != nil; err = m.Close() {
+		if !errors.Is(err, hsm.ErrHung) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }

@@ -43,6 +43,10 @@ func call[T any](ctx context.Context, t *Token, op string, f func(h pkcs11.Sessi
 	if err != nil {
 		return zero, fault(op, "", err)
 	}
+	if err := t.module.hold(); err != nil {
+		t.pool <- s
+		return zero, fault(op, "", err)
+	}
 	var state atomic.Int32
 	gone := make(chan struct{})
 	done := make(chan answer[T], 1)
@@ -52,7 +56,6 @@ func call[T any](ctx context.Context, t *Token, op string, f func(h pkcs11.Sessi
 			close(gone)
 		}
 	})
-	t.module.hold()
 	go func() {
 		v, err := attempt(t, s, f)
 		watch.Stop()
@@ -220,17 +223,23 @@ func (t *Token) shut(s *session) {
 	}
 }
 
-// firstLogin opens the session that keeps the login alive, and logs in.
-func (t *Token) firstLogin() error {
+// firstLogin opens the session that keeps the login alive, and logs in. For a
+// caller who has gone it leaves the token as it was.
+func (t *Token) firstLogin(ctx context.Context) error {
 	t.login.Lock()
 	defer t.login.Unlock()
 	h, err := t.openSession()
 	if err != nil {
 		return err
 	}
-	t.stats.login.Add(1)
-	if err := t.module.p11.Login(h, pkcs11.CKU_USER, t.pin.reveal()); err != nil {
-		_ = t.module.p11.CloseSession(h)
+	if err = ctx.Err(); err == nil {
+		t.stats.login.Add(1)
+		if err = t.module.p11.Login(h, pkcs11.CKU_USER, t.pin.reveal()); err == nil {
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		_ = t.module.p11.CloseSession(h) // the only one: this logs out too
 		if ClassOf(err) == ClassPIN {
 			return sentinel("log in", ErrPIN, err)
 		}
@@ -268,6 +277,9 @@ func (t *Token) relogin(s *session, seen uint64, cause error) error {
 	}
 	if err := pinUsable(now); err != nil {
 		t.note(err)
+		return err
+	}
+	if err := t.usable(); err != nil { // it may have been closed while the module was asked
 		return err
 	}
 	t.stats.login.Add(1)

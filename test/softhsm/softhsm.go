@@ -222,12 +222,12 @@ func NewShim(tb testing.TB) Shim {
 }
 
 // Spoil changes what the next calls of one function do; function is "SignInit",
-// "Sign", "DecryptInit", "Decrypt" or "Login", and all but the last may be followed
-// by a colon and the label of the one key that is meant. effect is "rv 0x..."
-// (return this instead of calling; 0 is CKR_OK), "delay N" (milliseconds, before
-// the call), "hold" (before the call, until Spoil is called again, at most 30 s)
-// or "flip" (one bit of the answer). It lasts for count calls, in each process
-// that has the module.
+// "Sign", "DecryptInit", "Decrypt", "Login", "OpenSession" or "GetTokenInfo", and the
+// first four may be followed by a colon and the label of the one key that is
+// meant. effect is "rv 0x..." (return this instead of calling; 0 is CKR_OK), "delay N"
+// (milliseconds, before the call), "hold" (before the call, until Spoil is called
+// again, at most 30 s) or "flip" (one bit of the answer). It lasts for count calls,
+// in each process that has the module.
 func (s Shim) Spoil(tb testing.TB, function, effect string, count int) {
 	tb.Helper()
 	tmp := s.control + ".new"

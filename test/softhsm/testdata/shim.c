@@ -151,6 +151,20 @@ static CK_RV login(CK_SESSION_HANDLE h, CK_USER_TYPE u, CK_UTF8CHAR_PTR p, CK_UL
 	return before("Login", h, &flip, &rv) ? rv : real->C_Login(h, u, p, n);
 }
 
+static CK_RV open_session(CK_SLOT_ID s, CK_FLAGS f, CK_VOID_PTR app, CK_NOTIFY n, CK_SESSION_HANDLE_PTR h)
+{
+	int flip;
+	CK_RV rv;
+	return before("OpenSession", &flip, &rv) ? rv : real->C_OpenSession(s, f, app, n, h);
+}
+
+static CK_RV token_info(CK_SLOT_ID s, CK_TOKEN_INFO_PTR info)
+{
+	int flip;
+	CK_RV rv;
+	return before("GetTokenInfo", &flip, &rv) ? rv : real->C_GetTokenInfo(s, info);
+}
+
 /* A call without a buffer only asks for the length. */
 static CK_RV sign(CK_SESSION_HANDLE h, CK_BYTE_PTR in, CK_ULONG n, CK_BYTE_PTR out, CK_ULONG_PTR len)
 {
@@ -192,6 +206,8 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list)
 		mine.C_DecryptInit = decrypt_init;
 		mine.C_Decrypt = decrypt;
 		mine.C_Login = login;
+		mine.C_OpenSession = open_session;
+		mine.C_GetTokenInfo = token_info;
 		mine.C_GetFunctionList = C_GetFunctionList;
 	}
 	*list = &mine;
