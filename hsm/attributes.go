@@ -74,7 +74,7 @@ func (p Purpose) Algorithms() []Algorithm {
 	case RASign, RADecrypt:
 		return []Algorithm{RSA2048, RSA3072, RSA4096}
 	case TLS, Audit:
-		return []Algorithm{P256, P384}
+		return []Algorithm{P256} // what checkpoints are signed with, and every device knows
 	default:
 		return nil
 	}
@@ -208,10 +208,18 @@ func publicRules(p Purpose, rsa bool) []rule {
 // Template returns the attributes that a key pair of this purpose is generated
 // with, those of both tiers. It is ErrAlgorithm if the purpose does not have the algorithm.
 func Template(p Purpose, label string, id []byte, alg Algorithm) (public, private []*pkcs11.Attribute, err error) {
-	return template(p, label, id, alg, IfSupported)
+	return template(p, label, id, alg, nil)
 }
 
-func template(p Purpose, label string, id []byte, alg Algorithm, upTo Tier) (public, private []*pkcs11.Attribute, err error) {
+// optional are the attributes of the second tier that can be asked for, as sets
+// to leave out, one after the other, for a token that does not know them all:
+// COPYABLE and DESTROYABLE are younger than the rest.
+func optional() [][]uint {
+	younger := []uint{pkcs11.CKA_COPYABLE, pkcs11.CKA_DESTROYABLE}
+	return [][]uint{nil, younger, append(younger, pkcs11.CKA_ALLOWED_MECHANISMS)}
+}
+
+func template(p Purpose, label string, id []byte, alg Algorithm, without []uint) (public, private []*pkcs11.Attribute, err error) {
 	if !slices.Contains(p.Algorithms(), alg) {
 		return nil, nil, &Error{Op: "template", Key: label, Err: fmt.Errorf("%w: %q for purpose %q", ErrAlgorithm, alg, p)}
 	}
@@ -224,7 +232,7 @@ func template(p Purpose, label string, id []byte, alg Algorithm, upTo Tier) (pub
 			pkcs11.NewAttribute(pkcs11.CKA_ID, bytes.Clone(id)),
 		}
 		for _, r := range rules {
-			if !r.readOnly && (r.tier == Required || upTo == IfSupported) {
+			if !r.readOnly && !slices.Contains(without, r.typ) {
 				out = append(out, pkcs11.NewAttribute(r.typ, r.want))
 			}
 		}
@@ -283,6 +291,8 @@ func (t *Token) audit(h pkcs11.SessionHandle, o pkcs11.ObjectHandle, rules []rul
 			return nil, err
 		case err != nil:
 			f.Got = "unreadable: " + code.String()
+		case r.typ == pkcs11.CKA_ALLOWED_MECHANISMS && len(got) == 1 && got[0].Value != nil && len(got[0].Value) == 0:
+			f.Supported, f.Got = true, "any mechanism" // it knows the attribute, and has an empty list
 		case len(got) != 1 || len(got[0].Value) == 0:
 			f.Got = "unreadable: no value"
 		default:

@@ -21,7 +21,7 @@ func TestProofsHoldForEveryPurpose(t *testing.T) {
 		"sign":   {Purpose: hsm.RASign, Algorithm: hsm.RSA2048},
 		"dec":    {Purpose: hsm.RADecrypt, Algorithm: hsm.RSA2048},
 		"tls":    {Purpose: hsm.TLS, Algorithm: hsm.P256},
-		"audit":  {Purpose: hsm.Audit, Algorithm: hsm.P384},
+		"audit":  {Purpose: hsm.Audit, Algorithm: hsm.P256},
 	}
 	var all []hsm.KeyPlan
 	for label, p := range plans {

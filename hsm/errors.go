@@ -37,8 +37,11 @@ type CKR uint
 
 // String returns the name in the standard, or the number if it has none.
 func (c CKR) String() string {
-	if c == 0 {
+	switch uint(c) {
+	case pkcs11.CKR_OK:
 		return "CKR_OK"
+	case pkcs11.CKR_ACTION_PROHIBITED: // the binding has no name for it
+		return "CKR_ACTION_PROHIBITED"
 	}
 	text := pkcs11.Error(c).Error() // "pkcs11: 0xA0: CKR_PIN_INCORRECT"
 	if i := strings.LastIndex(text, "CKR_"); i >= 0 {

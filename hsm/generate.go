@@ -25,7 +25,7 @@ type KeyPlan struct {
 type Generated struct {
 	KeyPlan // with its ID
 	Public  crypto.PublicKey
-	Tier    Tier // IfSupported if the token took the whole template, Required if only what is required of it
+	Tier    Tier // IfSupported if the token took the whole template, Required if it took less of what is not required
 }
 
 // Generate generates key pairs on a token that nobody has open, in order, with
@@ -146,22 +146,27 @@ func generateAll(ctx context.Context, path string, slot Slot, pin PIN, plans []K
 	return out, nil
 }
 
-// generate asks for the whole template first. A token that does not know an
-// attribute gets the required ones alone; without those there is no key.
-func generate(p *crypto11.Context, plan KeyPlan) (Generated, error) {
-	g := Generated{KeyPlan: plan, Tier: IfSupported}
-	pub, err := generateTier(p, plan, IfSupported)
-	if code, _ := CodeOf(err); uint(code) == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID ||
-		uint(code) == pkcs11.CKR_ATTRIBUTE_VALUE_INVALID || uint(code) == pkcs11.CKR_TEMPLATE_INCONSISTENT {
-		g.Tier = Required
-		pub, err = generateTier(p, plan, Required)
+// generate asks for the whole template first, and for less of the second tier
+// where the token does not know an attribute; without what is required there is
+// no key.
+func generate(p *crypto11.Context, plan KeyPlan) (g Generated, err error) {
+	g = Generated{KeyPlan: plan, Tier: IfSupported}
+	for _, without := range optional() {
+		if len(without) > 0 {
+			g.Tier = Required
+		}
+		g.Public, err = generateWithout(p, plan, without)
+		switch code, _ := CodeOf(err); uint(code) {
+		case pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, pkcs11.CKR_TEMPLATE_INCONSISTENT:
+		default:
+			return g, err
+		}
 	}
-	g.Public = pub
 	return g, err
 }
 
-func generateTier(p *crypto11.Context, plan KeyPlan, tier Tier) (crypto.PublicKey, error) {
-	pub, private, err := template(plan.Purpose, plan.Label, plan.ID, plan.Algorithm, tier)
+func generateWithout(p *crypto11.Context, plan KeyPlan, without []uint) (crypto.PublicKey, error) {
+	pub, private, err := template(plan.Purpose, plan.Label, plan.ID, plan.Algorithm, without)
 	if err != nil {
 		return nil, err
 	}

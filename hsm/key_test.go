@@ -278,7 +278,7 @@ func TestAttributeDifferencesRefuse(t *testing.T) {
 		"modifiable by default":     {false, hsm.CA, change(pkcs11.CKA_MODIFIABLE, nil), []string{"CKA_MODIFIABLE"}},
 		"recovers by default":       {false, hsm.RASign, change(pkcs11.CKA_SIGN_RECOVER, nil), []string{"CKA_SIGN_RECOVER"}},
 		"derives":                   {false, hsm.CA, change(pkcs11.CKA_DERIVE, true), []string{"CKA_DERIVE"}},
-		"any mechanism":             {false, hsm.RASign, change(pkcs11.CKA_ALLOWED_MECHANISMS, nil), nil},
+		"any mechanism":             {false, hsm.RASign, change(pkcs11.CKA_ALLOWED_MECHANISMS, nil), []string{"CKA_ALLOWED_MECHANISMS"}},
 		"copyable":                  {false, hsm.CA, change(pkcs11.CKA_COPYABLE, true), []string{"CKA_COPYABLE"}},
 		"a public half that wraps":  {true, hsm.RADecrypt, change(pkcs11.CKA_WRAP, true), []string{"public CKA_WRAP"}},
 		"a public half that is new": {true, hsm.CA, change(pkcs11.CKA_MODIFIABLE, true), []string{"public CKA_MODIFIABLE"}},

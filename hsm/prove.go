@@ -50,67 +50,89 @@ func (t *Token) Prove(ctx context.Context, k *Key) ([]Proof, error) {
 	return proofs, err
 }
 
-// refusals tries everything that the token has to refuse, each in a session of
-// its own: an attempt that goes through leaves an operation open. The sessions can
-// write, because in one that cannot, a change would be refused for that reason.
-func (t *Token) refusals(k *Key) ([]Proof, error) {
-	object := k.handle.Load().object
+// Proofs lists what [Token.Prove] tries with a key of this purpose and algorithm,
+// in its order, without results: for a verifier of what was recorded of it.
+func Proofs(p Purpose, alg Algorithm) []Proof {
+	var out []Proof
+	for _, a := range attempts(p, alg) {
+		out = append(out, Proof{Name: a.name, Tried: a.call})
+	}
+	return append(out, worksProof(p))
+}
+
+// attempts is everything that the token has to refuse.
+func attempts(p Purpose, alg Algorithm) []attempted {
 	part, called := uint(pkcs11.CKA_VALUE), "CKA_VALUE"
-	if k.alg.IsRSA() {
+	if alg.IsRSA() {
 		part, called = pkcs11.CKA_PRIVATE_EXPONENT, "CKA_PRIVATE_EXPONENT"
 	}
-	p11 := t.module.p11
 	mech := func(m uint) []*pkcs11.Mechanism { return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)} }
-	set := func(typ uint, v bool) func(pkcs11.SessionHandle) error {
-		return func(h pkcs11.SessionHandle) error {
-			return p11.SetAttributeValue(h, object, []*pkcs11.Attribute{pkcs11.NewAttribute(typ, v)})
+	set := func(typ uint, v bool) try {
+		return func(t *Token, h pkcs11.SessionHandle, o pkcs11.ObjectHandle) error {
+			return t.module.p11.SetAttributeValue(h, o, []*pkcs11.Attribute{pkcs11.NewAttribute(typ, v)})
+		}
+	}
+	signInit := func(m uint) try {
+		return func(t *Token, h pkcs11.SessionHandle, o pkcs11.ObjectHandle) error {
+			return t.module.p11.SignInit(h, mech(m), o)
 		}
 	}
 	readOnly := []uint{pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ACTION_PROHIBITED, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID}
 	forbidden := []uint{pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_MECHANISM_INVALID}
-	attempts := []attempted{
-		{"the private value cannot be read", "C_GetAttributeValue " + called, []uint{pkcs11.CKR_ATTRIBUTE_SENSITIVE}, func(h pkcs11.SessionHandle) error {
-			got, err := p11.GetAttributeValue(h, object, []*pkcs11.Attribute{pkcs11.NewAttribute(part, nil)})
+	all := []attempted{
+		{"the private value cannot be read", "C_GetAttributeValue " + called, []uint{pkcs11.CKR_ATTRIBUTE_SENSITIVE}, func(t *Token, h pkcs11.SessionHandle, o pkcs11.ObjectHandle) error {
+			got, err := t.module.p11.GetAttributeValue(h, o, []*pkcs11.Attribute{pkcs11.NewAttribute(part, nil)})
 			for _, a := range got {
 				clear(a.Value)
 			}
 			return err
 		}},
-		{"the private key cannot be wrapped", "C_WrapKey by a fresh AES key", []uint{pkcs11.CKR_KEY_UNEXTRACTABLE, pkcs11.CKR_KEY_NOT_WRAPPABLE}, func(h pkcs11.SessionHandle) error { return t.wrap(h, object) }},
+		{"the private key cannot be wrapped", "C_WrapKey by a fresh AES key", []uint{pkcs11.CKR_KEY_UNEXTRACTABLE, pkcs11.CKR_KEY_NOT_WRAPPABLE}, (*Token).wrap},
 		{"it cannot be made extractable", "C_SetAttributeValue CKA_EXTRACTABLE=true", readOnly, set(pkcs11.CKA_EXTRACTABLE, true)},
 		{"it cannot be made readable", "C_SetAttributeValue CKA_SENSITIVE=false", readOnly, set(pkcs11.CKA_SENSITIVE, false)},
 	}
-	if k.spec.Purpose == RADecrypt {
-		attempts = append(attempts,
-			attempted{"it cannot sign", "C_SignInit CKM_RSA_PKCS", forbidden, func(h pkcs11.SessionHandle) error { return p11.SignInit(h, mech(pkcs11.CKM_RSA_PKCS), object) }},
-			attempted{"it cannot sign by its own mechanism", "C_SignInit CKM_RSA_X_509", forbidden, func(h pkcs11.SessionHandle) error { return p11.SignInit(h, mech(pkcs11.CKM_RSA_X_509), object) }},
+	if p == RADecrypt {
+		return append(all,
+			attempted{"it cannot sign", "C_SignInit CKM_RSA_PKCS", forbidden, signInit(pkcs11.CKM_RSA_PKCS)},
+			attempted{"it cannot sign by its own mechanism", "C_SignInit CKM_RSA_X_509", forbidden, signInit(pkcs11.CKM_RSA_X_509)},
 			attempted{"it cannot be made to sign", "C_SetAttributeValue CKA_SIGN=true", readOnly, set(pkcs11.CKA_SIGN, true)})
-	} else {
-		m, mname := uint(pkcs11.CKM_RSA_PKCS), "CKM_RSA_PKCS" // for an EC key: the only mechanism that decrypts at all
-		attempts = append(attempts,
-			attempted{"it cannot decrypt", "C_DecryptInit " + mname, forbidden, func(h pkcs11.SessionHandle) error { return p11.DecryptInit(h, mech(m), object) }},
-			attempted{"it cannot be made to decrypt", "C_SetAttributeValue CKA_DECRYPT=true", readOnly, set(pkcs11.CKA_DECRYPT, true)})
 	}
+	return append(all,
+		// For an EC key too: it is the only mechanism that decrypts at all.
+		attempted{"it cannot decrypt", "C_DecryptInit CKM_RSA_PKCS", forbidden, func(t *Token, h pkcs11.SessionHandle, o pkcs11.ObjectHandle) error {
+			return t.module.p11.DecryptInit(h, mech(pkcs11.CKM_RSA_PKCS), o)
+		}},
+		attempted{"it cannot be made to decrypt", "C_SetAttributeValue CKA_DECRYPT=true", readOnly, set(pkcs11.CKA_DECRYPT, true)})
+}
+
+// refusals makes all attempts, each in a session of its own: one that goes through
+// leaves an operation open. The sessions can write, because in one that cannot, a
+// change would be refused for that reason.
+func (t *Token) refusals(k *Key) ([]Proof, error) {
+	object := k.handle.Load().object
 	var out []Proof
-	for _, a := range attempts {
-		h, err := p11.OpenSession(t.slot.ID, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	for _, a := range attempts(k.spec.Purpose, k.alg) {
+		h, err := t.module.p11.OpenSession(t.slot.ID, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, a.judge(a.try(h)))
-		if err := p11.CloseSession(h); err != nil {
+		out = append(out, a.judge(a.try(t, h, object)))
+		if err := t.module.p11.CloseSession(h); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
+// A try asks the token for what it has to refuse.
+type try func(t *Token, h pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
+
 // An attempted is a call that must be refused, and the refusals that prove it;
 // another error, such as a mechanism that the token does not have, proves nothing.
 type attempted struct {
 	name, call string
 	refusals   []uint
-	try        func(h pkcs11.SessionHandle) error
+	try        try
 }
 
 func (a attempted) judge(err error) Proof {
@@ -159,20 +181,26 @@ func (t *Token) wrap(h pkcs11.SessionHandle, object pkcs11.ObjectHandle) error {
 	return err
 }
 
-// works is the positive proof: the private key belongs to the public one.
-func (k *Key) works(ctx context.Context) Proof {
-	if k.spec.Purpose == RADecrypt {
-		return k.decrypts(ctx)
+// worksProof is the positive proof: the private key belongs to the public one.
+func worksProof(p Purpose) Proof {
+	if p == RADecrypt {
+		return Proof{Name: "it opens what the public key closed", Tried: "C_Decrypt"}
 	}
-	p := Proof{Name: "it signs, and the public key verifies", Tried: "C_Sign"}
+	return Proof{Name: "it signs, and the public key verifies", Tried: "C_Sign"}
+}
+
+func (k *Key) works(ctx context.Context) Proof {
+	p := worksProof(k.spec.Purpose)
+	if k.spec.Purpose == RADecrypt {
+		return k.decrypts(ctx, p)
+	}
 	text := append([]byte("postern: proof of possession of a fresh key, for nothing else\x00"), random32()...)
 	digest := sha256.Sum256(text)
 	_, err := k.With(ctx).Sign(nil, digest[:], crypto.SHA256) // Sign verifies
 	return p.did(err)
 }
 
-func (k *Key) decrypts(ctx context.Context) Proof {
-	p := Proof{Name: "it opens what the public key closed", Tried: "C_Decrypt"}
+func (k *Key) decrypts(ctx context.Context, p Proof) Proof {
 	pub, ok := k.pub.(*rsa.PublicKey)
 	if !ok {
 		return p.did(ErrAlgorithm)

@@ -205,13 +205,9 @@ func (d *decoder) keys(p *Plan, n *yaml.Node, path string) {
 		fields = append(fields, field{string(r), true, func(n *yaml.Node, path string) {
 			k := &p.Keys[i]
 			k.Purpose = hsm.Purpose(r)
-			allowed := k.Purpose.Algorithms()
-			if r == RoleTLS || r == RoleAudit {
-				allowed = []hsm.Algorithm{hsm.P256} // what checkpoints are signed with, and every device knows
-			}
 			d.mapping(n, path,
 				field{"label", true, d.text(&k.Label, maxTokenLabel)},
-				field{"algorithm", true, oneOf(d, &k.Algorithm, allowed...)})
+				field{"algorithm", true, oneOf(d, &k.Algorithm, k.Purpose.Algorithms()...)})
 		}})
 	}
 	d.mapping(n, path, fields...)
