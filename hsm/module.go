@@ -248,21 +248,17 @@ func (m *Module) initPIN(id uint, so, user PIN) (err error) {
 // bounded runs an administrative call, which no Go code can cancel, and stops
 // waiting for it with ctx or after adminDeadline.
 func bounded[T any](ctx context.Context, m *Module, op string, f func() (T, error)) (T, error) {
-	type answer struct {
-		v   T
-		err error
-	}
 	var zero T
 	if err := m.hold(); err != nil {
 		return zero, &Error{Op: op, Err: err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, adminDeadline)
 	defer cancel()
-	done := make(chan answer, 1)
+	done := make(chan answer[T], 1)
 	go func() {
 		v, err := f()
 		m.release()
-		done <- answer{v, err}
+		done <- answer[T]{v, err}
 	}()
 	select {
 	case a := <-done:

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -47,7 +48,23 @@ func (p PIN) Wipe() {
 }
 
 // Empty reports whether there is nothing in the PIN.
-func (p PIN) Empty() bool { return p.p == nil || len(*p.p.b) == 0 }
+func (p PIN) Empty() bool { return p.Len() == 0 }
+
+// Len returns the number of bytes in the PIN.
+func (p PIN) Len() int { return len(p.bytes()) }
+
+// Distinct returns how many different bytes are in the PIN: how plain it is.
+func (p PIN) Distinct() int {
+	var seen [256]bool
+	n := 0
+	for _, b := range p.bytes() {
+		if !seen[b] {
+			n++
+		}
+		seen[b] = true
+	}
+	return n
+}
 
 // Equal compares in time that depends on the lengths alone.
 func (p PIN) Equal(q PIN) bool { return subtle.ConstantTimeCompare(p.bytes(), q.bytes()) == 1 }
@@ -90,17 +107,23 @@ func PINFrom(p PIN) PINSource {
 // file that everybody may read, or that others than its owner may change.
 func PINFromFile(path string) PINSource {
 	return func(context.Context) (PIN, error) {
-		info, err := os.Stat(path)
+		// Without waiting: somebody may have put a pipe there.
+		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return PIN{}, fmt.Errorf("hsm: PIN file: %w", err)
+		}
+		defer func() { _ = f.Close() }()
+		info, err := f.Stat() // of what is read, whatever the path means by then
 		if err != nil {
 			return PIN{}, fmt.Errorf("hsm: PIN file: %w", err)
 		}
 		if !info.Mode().IsRegular() {
 			return PIN{}, fmt.Errorf("hsm: PIN file %s: %w: not a regular file", path, errPINSource)
 		}
-		if info.Mode().Perm()&0o026 != 0 || info.Mode().Perm()&0o004 != 0 {
+		if info.Mode().Perm()&0o026 != 0 {
 			return PIN{}, fmt.Errorf("hsm: PIN file %s: %w: mode %v is too open; chmod 0400 it", path, errPINSource, info.Mode().Perm())
 		}
-		return readPINFile(path)
+		return readPIN(f)
 	}
 }
 
@@ -110,25 +133,27 @@ func PINFromFile(path string) PINSource {
 func PINFromCredential(name string) PINSource {
 	return func(context.Context) (PIN, error) {
 		dir := os.Getenv("CREDENTIALS_DIRECTORY")
-		if dir == "" {
-			return PIN{}, fmt.Errorf("hsm: PIN credential %q: %w: $CREDENTIALS_DIRECTORY is not set", name, errPINSource)
-		}
 		if name == "" || name != filepath.Base(name) || strings.HasPrefix(name, ".") {
 			return PIN{}, fmt.Errorf("hsm: PIN credential %q: %w: not a plain name", name, errPINSource)
 		}
-		return readPINFile(filepath.Join(dir, name))
+		if dir == "" {
+			return PIN{}, fmt.Errorf("hsm: PIN credential %q: %w: $CREDENTIALS_DIRECTORY is not set", name, errPINSource)
+		}
+		f, err := os.OpenInRoot(dir, name)
+		if err != nil {
+			return PIN{}, fmt.Errorf("hsm: PIN credential: %w", err)
+		}
+		defer func() { _ = f.Close() }()
+		return readPIN(f)
 	}
 }
 
 // PINFromFD reads an inherited file descriptor to its end, and closes it.
 func PINFromFD(fd int) PINSource {
 	return func(ctx context.Context) (PIN, error) {
-		if fd < 0 {
-			return PIN{}, fmt.Errorf("hsm: PIN descriptor %d: %w", fd, errPINSource)
-		}
-		f := os.NewFile(uintptr(fd), "PIN descriptor")
-		if f == nil {
-			return PIN{}, fmt.Errorf("hsm: PIN descriptor %d: %w", fd, errPINSource)
+		f := os.NewFile(uintptr(max(fd, 0)), "PIN descriptor")
+		if fd < 0 || f == nil {
+			return PIN{}, fmt.Errorf("hsm: PIN descriptor %d: %w: not a descriptor", fd, errPINSource)
 		}
 		return waitPIN(ctx, func() (PIN, error) {
 			defer func() { _ = f.Close() }()
@@ -137,8 +162,9 @@ func PINFromFD(fd int) PINSource {
 	}
 }
 
-// PINFromTerminal asks on the controlling terminal, without echo.
-func PINFromTerminal(prompt string) PINSource {
+// PINFromTerminal asks on the controlling terminal, without echo: twice if the
+// PIN is a new one, which is refused if the two are not the same.
+func PINFromTerminal(what string, twice bool) PINSource {
 	return func(ctx context.Context) (PIN, error) {
 		tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 		if err != nil {
@@ -152,16 +178,20 @@ func PINFromTerminal(prompt string) PINSource {
 		}
 		pin, err := waitPIN(ctx, func() (PIN, error) {
 			defer func() { _ = tty.Close() }()
-			if _, err := io.WriteString(tty, prompt); err != nil {
-				return PIN{}, fmt.Errorf("hsm: PIN from terminal: %w", err)
+			pin, err := askPIN(tty, what+": ")
+			if err != nil || !twice {
+				return pin, err
 			}
-			b, err := term.ReadPassword(fd)
-			defer clear(b)
-			_, _ = io.WriteString(tty, "\n")
+			again, err := askPIN(tty, what+", again: ")
+			defer again.Wipe()
+			if err == nil && !again.Equal(pin) {
+				err = fmt.Errorf("hsm: PIN from terminal: %w: the two are not the same", errPINSource)
+			}
 			if err != nil {
-				return PIN{}, fmt.Errorf("hsm: PIN from terminal: %w", err)
+				pin.Wipe()
+				return PIN{}, err
 			}
-			return checkPIN(b)
+			return pin, nil
 		})
 		if err != nil && ctx.Err() != nil {
 			_ = term.Restore(fd, before) // whoever was asked has gone; leave them their echo
@@ -170,32 +200,34 @@ func PINFromTerminal(prompt string) PINSource {
 	}
 }
 
-// waitPIN runs a read that may block for ever and stops waiting with ctx.
-func waitPIN(ctx context.Context, read func() (PIN, error)) (PIN, error) {
-	type answer struct {
-		pin PIN
-		err error
+func askPIN(tty *os.File, prompt string) (PIN, error) {
+	if _, err := io.WriteString(tty, prompt); err != nil {
+		return PIN{}, fmt.Errorf("hsm: PIN from terminal: %w", err)
 	}
-	done := make(chan answer, 1)
+	b, err := term.ReadPassword(int(tty.Fd()))
+	defer clear(b)
+	_, _ = io.WriteString(tty, "\n")
+	if err != nil {
+		return PIN{}, fmt.Errorf("hsm: PIN from terminal: %w", err)
+	}
+	return checkPIN(b)
+}
+
+// waitPIN runs a read that may block for ever and stops waiting with ctx; what
+// comes later is wiped.
+func waitPIN(ctx context.Context, read func() (PIN, error)) (PIN, error) {
+	done := make(chan answer[PIN], 1)
 	go func() {
 		pin, err := read()
-		done <- answer{pin, err}
+		done <- answer[PIN]{pin, err}
 	}()
 	select {
 	case a := <-done:
-		return a.pin, a.err
+		return a.v, a.err
 	case <-ctx.Done():
+		go func() { (<-done).v.Wipe() }()
 		return PIN{}, fmt.Errorf("hsm: waiting for the PIN: %w", ctx.Err())
 	}
-}
-
-func readPINFile(path string) (PIN, error) {
-	f, err := os.Open(path) //nolint:gosec // the operator names the file, or the service manager its folder
-	if err != nil {
-		return PIN{}, fmt.Errorf("hsm: PIN file: %w", err)
-	}
-	defer func() { _ = f.Close() }()
-	return readPIN(f)
 }
 
 func readPIN(r io.Reader) (PIN, error) {
@@ -214,8 +246,8 @@ func checkPIN(b []byte) (PIN, error) {
 		return PIN{}, fmt.Errorf("hsm: %w: it is empty", errPINSource)
 	case len(b) > maxPIN:
 		return PIN{}, fmt.Errorf("hsm: %w: more than %d bytes", errPINSource, maxPIN)
-	case bytes.ContainsAny(b, "\x00\r\n"):
-		return PIN{}, fmt.Errorf("hsm: %w: it has a line break or a zero byte in it", errPINSource)
+	case bytes.ContainsFunc(b, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return PIN{}, fmt.Errorf("hsm: %w: it has a line break or a control character in it", errPINSource)
 	}
 	return NewPIN(b), nil
 }

@@ -96,6 +96,9 @@ func TestPINSources(t *testing.T) {
 	}
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	file("credential", clearText, 0o440)
+	if err := os.Symlink("/etc/hostname", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
 		source hsm.PINSource
 		ok     bool
@@ -108,6 +111,9 @@ func TestPINSources(t *testing.T) {
 		"a file that its group may write": {hsm.PINFromFile(file("f", clearText, 0o660)), false},
 		"an empty file":                   {hsm.PINFromFile(file("g", "\n", 0o600)), false},
 		"two lines":                       {hsm.PINFromFile(file("h", clearText+"\nmore\n", 0o600)), false},
+		"a control character":             {hsm.PINFromFile(file("j", clearText+"\t", 0o600)), false},
+		"a pipe that nobody writes to":    {hsm.PINFromFile(fifo(t, dir)), false},
+		"a link out of the credentials":   {hsm.PINFromCredential("link"), false},
 		"a file that is too long":         {hsm.PINFromFile(file("i", strings.Repeat("x", 256), 0o600)), false},
 		"a folder":                        {hsm.PINFromFile(dir), false},
 		"a file that is not there":        {hsm.PINFromFile(filepath.Join(dir, "none")), false},
@@ -130,6 +136,27 @@ func TestPINSources(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+}
+
+func fifo(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "fifo")
+	if err := unix.Mkfifo(path, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestWhatAPINTellsOfItself(t *testing.T) {
+	for text, want := range map[string][2]int{"": {0, 0}, "1111": {4, 1}, "1212x": {5, 3}, clearText: {10, 9}} {
+		if p := hsm.NewPIN([]byte(text)); p.Len() != want[0] || p.Distinct() != want[1] {
+			t.Errorf("%q: %d bytes, %d different ones, want %v", text, p.Len(), p.Distinct(), want)
+		}
+	}
+	var none hsm.PIN
+	if none.Len() != 0 || none.Distinct() != 0 || !none.Empty() {
+		t.Error("the zero PIN has something in it")
 	}
 }
 

@@ -11,8 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sort"
-	"strconv"
 	"strings"
 	"time"
 
@@ -75,18 +73,17 @@ func (t *transcript) write(step, outcome string, ob audit.Object) error {
 	if t.mark {
 		ob["mark"] = rehearsalMark
 	}
-	raw, err := encodeRecord(t.record(step, outcome, ob))
-	if err != nil {
-		return fmt.Errorf("transcript: %w", err)
+	line, err := audit.Encode(t.record(step, outcome, ob))
+	if err == nil {
+		_, err = audit.ParseLine(line.Raw) // what a verifier refuses must not be written
 	}
-	line, err := audit.ParseLine(raw) // what a verifier refuses must not be written
 	if err == nil {
 		err = t.chain.Step(line)
 	}
 	if err != nil {
 		return fmt.Errorf("transcript: %w", err)
 	}
-	if _, err = t.f.Write(raw); err == nil {
+	if _, err = t.f.Write(line.Raw); err == nil {
 		err = t.f.Sync()
 	}
 	if err != nil {
@@ -134,88 +131,6 @@ func (t *transcript) step(name string, begin audit.Object, do func() (audit.Obje
 func (t *transcript) close() error { return t.f.Close() }
 
 const timeFormat = "2006-01-02T15:04:05.000000Z"
-
-// encodeRecord writes a record as one line in canonical JSON (RFC 8785).
-func encodeRecord(r audit.Record) ([]byte, error) {
-	actor := audit.Object{"kind": r.Actor.Kind}
-	if r.Actor.ID != "" {
-		actor["id"] = r.Actor.ID
-	}
-	b, err := appendValue(nil, audit.Object{
-		"v": r.Version, "seq": r.Seq, "prev": r.Prev, "t": r.Time.Format(timeFormat), "boot": r.Boot, "mono": r.Mono,
-		"ev": r.Event, "out": r.Outcome, "req": r.Request, "actor": actor, "ob": r.Object,
-	})
-	return append(b, '\n'), err
-}
-
-// appendValue encodes what an [audit.Object] may hold. Keys here are ASCII, so
-// that the order of bytes is that of UTF-16 units (RFC 8785, section 3.2.3).
-func appendValue(b []byte, v any) ([]byte, error) {
-	switch v := v.(type) {
-	case string:
-		return appendString(b, v), nil
-	case int:
-		return strconv.AppendInt(b, int64(v), 10), nil
-	case int64:
-		return strconv.AppendInt(b, v, 10), nil
-	case uint64:
-		return strconv.AppendUint(b, v, 10), nil
-	case []string:
-		all := make([]any, len(v))
-		for i, s := range v {
-			all[i] = s
-		}
-		return appendValue(b, all)
-	case []any:
-		b = append(b, '[')
-		for i, e := range v {
-			if i > 0 {
-				b = append(b, ',')
-			}
-			var err error
-			if b, err = appendValue(b, e); err != nil {
-				return nil, err
-			}
-		}
-		return append(b, ']'), nil
-	case audit.Object:
-		keys := make([]string, 0, len(v))
-		for k := range v {
-			keys = append(keys, k)
-		}
-		sort.Strings(keys)
-		b = append(b, '{')
-		for i, k := range keys {
-			if i > 0 {
-				b = append(b, ',')
-			}
-			var err error
-			if b, err = appendValue(append(appendString(b, k), ':'), v[k]); err != nil {
-				return nil, err
-			}
-		}
-		return append(b, '}'), nil
-	default:
-		return nil, fmt.Errorf("a record cannot hold a %T", v)
-	}
-}
-
-// appendString quotes as RFC 8785, section 3.2.2.2, has it.
-func appendString(b []byte, s string) []byte {
-	b = append(b, '"')
-	for _, r := range strings.ToValidUTF8(s, "\uFFFD") {
-		short := strings.IndexRune("\"\\\b\f\n\r\t", r)
-		switch {
-		case short >= 0:
-			b = append(b, '\\', `"\bfnrt`[short])
-		case r < ' ':
-			b = fmt.Appendf(b, `\u%04x`, r)
-		default:
-			b = append(b, string(r)...)
-		}
-	}
-	return append(b, '"')
-}
 
 // The files of an output folder. What is secret has mode 0600.
 const (
