@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
@@ -44,8 +45,12 @@ func AssembleNote(origin string, pub *ecdsa.PublicKey, text string, signature []
 }
 
 // keyHash is the key's id in a note: the first four octets of the SHA-256 of its
-// SubjectPublicKeyInfo.
+// SubjectPublicKeyInfo. The key is on P-256, the one curve that checkpoints
+// are signed on.
 func keyHash(pub *ecdsa.PublicKey) (uint32, error) {
+	if pub == nil || pub.Curve != elliptic.P256() {
+		return 0, fmt.Errorf("%w: the audit key is not ECDSA on P-256", ErrCheckpoint)
+	}
 	der, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {
 		return 0, fmt.Errorf("audit: encoding the audit key: %w", err)
@@ -60,7 +65,8 @@ type ecdsaVerifier struct {
 	pub  *ecdsa.PublicKey
 }
 
-// ECDSANoteVerifier verifies the checkpoints of the log of that origin.
+// ECDSANoteVerifier verifies the checkpoints of the log of that origin. The error
+// is ErrCheckpoint for a key that is not on P-256.
 func ECDSANoteVerifier(origin string, pub *ecdsa.PublicKey) (note.Verifier, error) {
 	if origin == "" || strings.ContainsAny(origin, " +\n") {
 		return nil, fmt.Errorf("audit: %q cannot be an origin", origin)

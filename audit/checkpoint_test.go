@@ -3,6 +3,9 @@ package audit_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
@@ -195,4 +198,23 @@ func FuzzOpenCheckpoint(f *testing.F) {
 			t.Errorf("%q is a checkpoint of %d, %v", data, size, root)
 		}
 	})
+}
+
+func TestNotesAreSignedOnP256Alone(t *testing.T) {
+	if _, err := audit.ECDSANoteVerifier(origin, nil); !errors.Is(err, audit.ErrCheckpoint) {
+		t.Errorf("no key: %v", err)
+	}
+	for _, curve := range []elliptic.Curve{elliptic.P224(), elliptic.P256(), elliptic.P384(), elliptic.P521()} {
+		key, err := ecdsa.GenerateKey(curve, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, verr := audit.ECDSANoteVerifier(origin, &key.PublicKey)
+		_, aerr := audit.AssembleNote(origin, &key.PublicKey, audit.NoteText(origin, audit.Head{}), nil)
+		for _, err := range []error{verr, aerr} {
+			if good := curve == elliptic.P256(); good != (err == nil) || !good && !errors.Is(err, audit.ErrCheckpoint) {
+				t.Errorf("%s: %v", curve.Params().Name, err)
+			}
+		}
+	}
 }
