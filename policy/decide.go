@@ -73,8 +73,8 @@ func (s *Set) Decide(f Facts) Decision {
 		return r.d
 	}
 	r.authorization()
+	r.key() // before the CSR's signature, which is of the key's type
 	r.clients()
-	r.key()
 	r.subject()
 	r.sans()
 	r.extensions()

@@ -16,8 +16,9 @@
 // It believes its facts. Who sent the request, which signature was verified and
 // what the counters say is the caller's work, and a pattern that is too wide
 // lets through what it describes: `postern policy explain` shows what a profile
-// makes of a request. It does not look for keys that are weak in ways other than
-// their type, size, exponent and small factors.
+// makes of a request. It finds keys that are weak by their type, size, exponent or
+// small factors, by primes that lie close together, and by Infineon's library, and
+// no other weak ones.
 package policy
 
 import (

@@ -260,6 +260,9 @@ func TestKeyRules(t *testing.T) {
 		"an exponent beyond 2^32":  {keyFacts(t, &rsa.PublicKey{N: pub.N, E: 1<<32 + 1}), "key.rsa.exponent"},
 		"an even modulus":          {keyFacts(t, &rsa.PublicKey{N: new(big.Int).SetBit(pub.N, 0, 0), E: 65537}), "key.spki"},
 		"a modulus of 751 times x": {keyFacts(t, small), "key.spki"},
+		"a modulus of Infineon's":  {keyFacts(t, infineon()), "key.spki"},
+		"primes close together":    {keyFacts(t, neighbors(t, 0)), "key.spki"},
+		"primes not so close":      {keyFacts(t, neighbors(t, 530)), ""},
 		"an elliptic curve":        {policy.KeyFacts{Type: "ECDSA", Bits: 256, Curve: "P-256"}, "key.type"},
 		"Ed25519":                  {policy.KeyFacts{Type: "Ed25519", Bits: 256}, "key.type"},
 		"no key":                   {policy.KeyFacts{}, "key.type"},
@@ -274,6 +277,58 @@ func TestKeyRules(t *testing.T) {
 				t.Errorf("broke %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// infineon is a modulus that is a power of 65537 modulo all small primes, as the
+// keys are that CVE-2017-15361 is about.
+func infineon() *rsa.PublicKey {
+	m := big.NewInt(1)
+	for p := int64(3); p <= 167; p += 2 {
+		if big.NewInt(p).ProbablyPrime(0) {
+			m.Mul(m, big.NewInt(p))
+		}
+	}
+	n := new(big.Int).Exp(big.NewInt(65537), big.NewInt(123456789), m)
+	k := new(big.Int).Lsh(big.NewInt(3), 2046)
+	k.Sub(k, new(big.Int).Mod(k, m))
+	for n.Add(n, k); n.Bit(0) == 0 || !noSmallFactor(n); n.Add(n, m) {
+	}
+	return &rsa.PublicKey{N: n, E: 65537}
+}
+
+func noSmallFactor(n *big.Int) bool {
+	for p := int64(3); p < 752; p += 2 {
+		if new(big.Int).Mod(n, big.NewInt(p)).Sign() == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// neighbors is a modulus of a prime and the next one after adding 2^bits.
+func neighbors(t *testing.T, bits uint) *rsa.PublicKey {
+	t.Helper()
+	p, err := rand.Prime(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := new(big.Int).Add(p, new(big.Int).Lsh(big.NewInt(2), bits))
+	q.SetBit(q, 0, 1)
+	for !q.ProbablyPrime(20) {
+		q.Add(q, big.NewInt(2))
+	}
+	return &rsa.PublicKey{N: new(big.Int).Mul(p, q), E: 65537}
+}
+
+// A device whose key can not be certified is told of its key, and not of a
+// signature that it could not have made otherwise.
+func TestTheKeyIsToldOfBeforeTheSignature(t *testing.T) {
+	f := good(t)
+	f.Key, f.CSRSignature = policy.KeyFacts{Type: "ECDSA", Bits: 256, Curve: "P-256"}, "ECDSA-SHA256"
+	reasons := testSet(t).Decide(f).Reasons
+	if len(reasons) != 2 || reasons[0].Rule != "key.type" || reasons[1].Rule != "clients.csr" {
+		t.Errorf("%+v, want the key's type, then the signature", reasons)
 	}
 }
 

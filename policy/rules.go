@@ -95,8 +95,73 @@ func (r *run) weakness() string {
 		return "another key than the facts say"
 	case k.N.Bit(0) == 0, new(big.Int).GCD(nil, nil, k.N, primes).Cmp(big.NewInt(1)) != 0:
 		return "a modulus with a small factor"
+	case infineon(k.N):
+		return "a modulus of the form that CVE-2017-15361 is about"
+	case closePrimes(k.N):
+		return "a modulus of two primes that lie close together"
 	}
 	return "sound"
+}
+
+// infineon reports whether a modulus is, modulo each small prime, a power of
+// 65537: so are all that Infineon's library made (ROCA: Nemec and others, CCS
+// 2017), which smart cards and TPMs of that time hold, and no other in 2^27.
+func infineon(n *big.Int) bool {
+	small := [...]uint64{
+		3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97,
+		101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
+	}
+	rest := new(big.Int)
+	for _, p := range small {
+		r := rest.Mod(n, rest.SetUint64(p)).Uint64()
+		power, found := uint64(1), r == 1
+		for i := uint64(1); i < p && !found; i++ {
+			power = power * 65537 % p
+			found = power == r
+		}
+		if !found {
+			return false
+		}
+	}
+	return true
+}
+
+// closePrimes reports whether Fermat's method splits n within 100 steps, which
+// it does for primes that were searched one after the other (CVE-2022-26320:
+// printers and network gear). A step looks at residues alone, and at the numbers
+// themselves where they could be those of a square.
+func closePrimes(n *big.Int) bool {
+	const steps = 100
+	moduli := [...]uint64{64, 63, 55, 13, 17, 19, 23, 29, 31}
+	all := uint64(1)
+	var squares [len(moduli)]uint64 // bit r is set if r is a square
+	for i, m := range moduli {
+		all *= m
+		for x := range m {
+			squares[i] |= 1 << (x * x % m)
+		}
+	}
+	a := new(big.Int).Sqrt(n)
+	a.Add(a, big.NewInt(1))
+	difference := new(big.Int).Mul(a, a)
+	difference.Sub(difference, n) // n = a² - difference
+	product := new(big.Int).SetUint64(all)
+	ra, rd := new(big.Int).Mod(a, product).Uint64(), new(big.Int).Mod(difference, product).Uint64()
+	for step := range uint64(steps) {
+		maybe := true
+		for i, m := range moduli {
+			maybe = maybe && squares[i]>>(rd%m)&1 == 1
+		}
+		if maybe {
+			b := new(big.Int).Add(a, new(big.Int).SetUint64(step))
+			b.Sub(b.Mul(b, b), n)
+			if root := new(big.Int).Sqrt(b); root.Mul(root, root).Cmp(b) == 0 {
+				return true
+			}
+		}
+		rd = (rd + 2*(ra+step) + 1) % all // (a+1)² = a² + 2a + 1
+	}
+	return false
 }
 
 // subject looks at each attribute that was asked for, and at each rule.
