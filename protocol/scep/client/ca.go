@@ -17,11 +17,8 @@ import (
 
 const maxChain = 8
 
-// Extended key usages of an RA: Microsoft's, and RFC 6402, section 2.10.
-var (
-	oidRequestAgent = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 20, 2, 1}
-	oidCMCRA        = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 28}
-)
+// oidRequestAgent is Microsoft's Certificate Request Agent.
+var oidRequestAgent = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 20, 2, 1}
 
 // A CA is what [Client.CACert] verified: the two RA certificates, which may be
 // one, the CA that signed both, and Chain from above the CA up to its root,
@@ -42,8 +39,8 @@ func (ca *CA) Certificates() []*x509.Certificate {
 
 // CACert asks for the CA's certificates. The signer is the first that is no CA's
 // and may sign, the recipient the first that is no CA's and may encipher keys;
-// if they have extended key usages, an RA's is among them; one CA signed both,
-// all are valid now, and the fingerprint is that of the CA or of the root above
+// both have the extended key usages of an RA and no other, one CA signed both, all
+// are valid now, and the fingerprint is that of the CA or of the root above
 // it.
 func (c *Client) CACert(ctx context.Context) (*CA, error) {
 	want, err := parseFingerprint(c.CAFingerprint)
@@ -121,7 +118,7 @@ func selectCA(certs []*x509.Certificate, now time.Time) (*CA, error) {
 		return certs[i], nil
 	}
 	usable := func(use x509.KeyUsage) func(*x509.Certificate) bool {
-		return func(c *x509.Certificate) bool { return !c.IsCA && c.KeyUsage&use != 0 && mayBeRA(c) }
+		return func(c *x509.Certificate) bool { return !c.IsCA && c.KeyUsage&use != 0 && isRA(c) }
 	}
 	var ca CA
 	var err error
@@ -149,19 +146,14 @@ func selectCA(certs []*x509.Certificate, now time.Time) (*CA, error) {
 	return &ca, ca.verify(now)
 }
 
-// mayBeRA reports whether a certificate's extended key usages, if it has any, are
-// those of an RA: an agent's, or those of a TLS server, which some CAs give their
-// RA. Else each device of the CA could pass for one: its certificate has the same
-// signature, the same key usages, and is for TLS clients.
-func mayBeRA(c *x509.Certificate) bool {
-	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 || slices.ContainsFunc(c.ExtKeyUsage, func(u x509.ExtKeyUsage) bool {
-		return u == x509.ExtKeyUsageAny || u == x509.ExtKeyUsageServerAuth
-	}) {
-		return true
-	}
-	return slices.ContainsFunc(c.UnknownExtKeyUsage, func(u asn1.ObjectIdentifier) bool {
-		return u.Equal(oidRequestAgent) || u.Equal(oidCMCRA)
-	})
+// isRA reports whether a certificate's extended key usages are those that an RA
+// has, a Certificate Request Agent's or a TLS server's, and no other. Else each
+// device of the CA could pass for the RA: its certificate has the same signature
+// and often the same key usages, and is for TLS clients, or for anything.
+func isRA(c *x509.Certificate) bool {
+	return len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0 &&
+		!slices.ContainsFunc(c.ExtKeyUsage, func(u x509.ExtKeyUsage) bool { return u != x509.ExtKeyUsageServerAuth }) &&
+		!slices.ContainsFunc(c.UnknownExtKeyUsage, func(u asn1.ObjectIdentifier) bool { return !u.Equal(oidRequestAgent) })
 }
 
 // verify lets crypto/x509 judge what signatures alone do not say: dates, path

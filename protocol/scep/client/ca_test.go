@@ -95,23 +95,43 @@ func TestCACert(t *testing.T) {
 		"another type":    {func(s *server, _ *client.Client) { s.caType = "text/plain" }, client.ErrTransport, "text/plain"},
 		"a broken answer": {func(s *server, _ *client.Client) { s.caType = "application/x-x509-ca-cert" }, client.ErrCA, "x509"},
 		"no CA of the RA": {func(s *server, _ *client.Client) {
-			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[otherKey], nil).Raw
+			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[otherKey], isAgent).Raw
 		}, client.ErrCA, "a CA that signed"},
 		"RAs of two CAs": {func(s *server, _ *client.Client) {
-			sign := issue(t, "sign", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature })
-			decrypt := issue(t, "decrypt", &k[raKey].PublicKey, s.root, k[rootKey], func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment })
+			sign := issue(t, "sign", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) { isAgent(c); c.KeyUsage = x509.KeyUsageDigitalSignature })
+			decrypt := issue(t, "decrypt", &k[raKey].PublicKey, s.root, k[rootKey], func(c *x509.Certificate) { isAgent(c); c.KeyUsage = x509.KeyUsageKeyEncipherment })
 			s.served = [][]byte{sign.Raw, decrypt.Raw, s.ca.Raw, s.root.Raw}
 		}, client.ErrCA, "a CA that signed"},
 		"a device as RA": {func(s *server, _ *client.Client) {
 			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }).Raw
 		}, client.ErrCA, "digitalSignature"},
-		"an RA by its usage": {func(s *server, _ *client.Client) {
+		"an RA that is a TLS server": {func(s *server, _ *client.Client) {
+			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }).Raw
+		}, nil, ""},
+		"an RA that is both": {func(s *server, _ *client.Client) {
 			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) {
-				c.UnknownExtKeyUsage = []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 20, 2, 1}}
+				isAgent(c)
+				c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 			}).Raw
 		}, nil, ""},
+		"an RA without extended usages": {func(s *server, _ *client.Client) {
+			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], nil).Raw
+		}, client.ErrCA, "digitalSignature"},
+		"an RA for any usage": {func(s *server, _ *client.Client) {
+			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }).Raw
+		}, client.ErrCA, "digitalSignature"},
+		"an RA of CMC": {func(s *server, _ *client.Client) {
+			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) {
+				c.UnknownExtKeyUsage = []asn1.ObjectIdentifier{{1, 3, 6, 1, 5, 5, 7, 3, 28}}
+			}).Raw
+		}, client.ErrCA, "digitalSignature"},
+		"a device that is a TLS server too": {func(s *server, _ *client.Client) {
+			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) {
+				c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+			}).Raw
+		}, client.ErrCA, "digitalSignature"},
 		"an RA that expired": {func(s *server, _ *client.Client) {
-			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }).Raw
+			s.served[0] = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], func(c *x509.Certificate) { isAgent(c); c.NotAfter = time.Now().Add(-time.Minute) }).Raw
 		}, client.ErrCA, "expired"},
 		"another root of that name": {func(s *server, _ *client.Client) {
 			s.served[2] = issue(t, "root", &k[otherKey].PublicKey, nil, k[otherKey], isCA).Raw

@@ -17,9 +17,9 @@
 //
 // # What it does not protect against
 //
-// Nothing in a certificate has to say that it is an RA's: whoever has one of the
-// same CA without extended key usages passes for the RA to whoever lets him
-// answer, and TLS is what stops him.
+// An RA is told by its extended key usages. Where a CA makes it a TLS server's,
+// whoever has a certificate of that CA for TLS servers alone passes for the RA to
+// whoever lets him answer, and TLS is what stops him.
 //
 // The challenge is readable by whoever holds the RA's decryption key, and it is
 // in memory until the garbage collector takes it, as keys are. Keys are RSA in

@@ -77,6 +77,11 @@ type server struct {
 	cipher     cms.Cipher
 }
 
+// isAgent gives a certificate the extended key usage of an RA.
+func isAgent(c *x509.Certificate) {
+	c.UnknownExtKeyUsage = []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 20, 2, 1}}
+}
+
 func issue(t *testing.T, name string, key any, issuer *x509.Certificate, by *rsa.PrivateKey, change func(*x509.Certificate)) *x509.Certificate {
 	t.Helper()
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
@@ -116,7 +121,7 @@ func newServer(t *testing.T) *server {
 		caType: "application/x-x509-ca-ra-cert", replyType: "application/x-pki-message"}
 	s.root = issue(t, "root", &k[rootKey].PublicKey, nil, k[rootKey], isCA)
 	s.ca = issue(t, "ca", &k[caKey].PublicKey, s.root, k[rootKey], isCA)
-	s.ra = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], nil)
+	s.ra = issue(t, "ra", &k[raKey].PublicKey, s.ca, k[caKey], isAgent)
 	s.other = issue(t, "other", &k[raKey].PublicKey, s.ca, k[caKey], nil)
 	s.served = [][]byte{s.ra.Raw, s.ca.Raw, s.root.Raw}
 	s.issue = func(key any) []byte { return issue(t, "device", key, s.ca, k[caKey], nil).Raw }
