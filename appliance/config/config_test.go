@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -68,12 +69,15 @@ func site(t testing.TB) string {
 		put(t, dir, name, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})))
 	}
 	write("ca.pem", ca)
+	agent := asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 20, 2, 1}
 	for name, usage := range map[string]x509.KeyUsage{
-		"ra-sign.pem": x509.KeyUsageDigitalSignature, "ra-decrypt.pem": x509.KeyUsageKeyEncipherment, "audit.pem": x509.KeyUsageDigitalSignature,
+		"ra-sign.pem": x509.KeyUsageDigitalSignature, "ra-decrypt.pem": x509.KeyUsageKeyEncipherment,
 	} {
-		_, c := certificate(t, caKey, ca, usage)
+		_, c := certificate(t, caKey, ca, usage, agent)
 		write(name, c)
 	}
+	_, audit := certificate(t, caKey, ca, x509.KeyUsageDigitalSignature)
+	write("audit.pem", audit)
 	_, operators := certificate(t, nil, nil, x509.KeyUsageCertSign)
 	write("operator-ca.pem", operators)
 	put(t, dir, "transcript.jsonl", "{}\n")
@@ -88,14 +92,14 @@ func put(t testing.TB, dir, name, text string) {
 	}
 }
 
-func certificate(t testing.TB, parentKey *ecdsa.PrivateKey, parent *x509.Certificate, usage x509.KeyUsage) (*ecdsa.PrivateKey, *x509.Certificate) {
+func certificate(t testing.TB, parentKey *ecdsa.PrivateKey, parent *x509.Certificate, usage x509.KeyUsage, extended ...asn1.ObjectIdentifier) (*ecdsa.PrivateKey, *x509.Certificate) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "test"}, KeyUsage: usage,
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "test"}, KeyUsage: usage, UnknownExtKeyUsage: extended,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), BasicConstraintsValid: true, IsCA: parent == nil,
 	}
 	if parent == nil {
@@ -156,6 +160,7 @@ func TestFaultsNameTheirPlace(t *testing.T) {
 		"a key of another purpose":           {"ra_sign: {key: ra-sign,", "ra_sign: {key: ra-decrypt,", "issuers[0].ra_sign.key", "", 19},
 		"a key that is nowhere":              {"ra_sign: {key: ra-sign,", "ra_sign: {key: ra-sgn,", "issuers[0].ra_sign.key", "ra-sign", 19},
 		"an RA certificate of another usage": {"certificate: ra-sign.pem", "certificate: ra-decrypt.pem", "issuers[0].ra_sign.certificate", "", 19},
+		"an RA certificate of no RA":         {"certificate: ra-sign.pem", "certificate: audit.pem", "issuers[0].ra_sign.certificate", "", 19},
 		"the devices' CA for operators":      {"ca: operator-ca.pem", "ca: ca.pem", "operators.ca", "", 24},
 		"plain HTTP":                         {"https://scep", "http://scep", "devices.url", "", 23},
 		"ACME":                               {"mode: internal", "mode: acme", "tls.mode", "", 25},

@@ -1,10 +1,10 @@
 package config
 
 import (
+	"crypto/x509"
+	"encoding/asn1"
 	"fmt"
 	"time"
-
-	"crypto/x509"
 )
 
 // issuer reads an issuer's certificates and checks that they belong together.
@@ -53,6 +53,9 @@ func (l *loader) generation(at string, i LoadedIssuer) {
 		if ra.cert.KeyUsage != ra.usage {
 			l.fault(path, "its key usage has to be "+ra.name+" alone", "")
 		}
+		if !isRA(ra.cert) {
+			l.fault(path, "its extended key usage has to be Certificate Request Agent (1.3.6.1.4.1.311.20.2.1) or serverAuth: devices tell an RA by it", "")
+		}
 		if err := ra.cert.CheckSignatureFrom(i.CA); err != nil {
 			l.fault(path, "was not issued by the issuer's CA", "")
 		}
@@ -67,4 +70,21 @@ func (l *loader) generation(at string, i LoadedIssuer) {
 	if err := below.CheckSignatureFrom(below); err != nil {
 		l.fault(at+".chain", "does not end in a root: devices are given the whole chain", "")
 	}
+}
+
+// isRA reports whether a certificate has the extended key usages of an RA, and no
+// other.
+func isRA(c *x509.Certificate) bool {
+	agent := asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 20, 2, 1}
+	for _, u := range c.ExtKeyUsage {
+		if u != x509.ExtKeyUsageServerAuth {
+			return false
+		}
+	}
+	for _, u := range c.UnknownExtKeyUsage {
+		if !u.Equal(agent) {
+			return false
+		}
+	}
+	return len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0
 }
