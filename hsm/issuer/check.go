@@ -23,8 +23,6 @@ func extendedUsages(t *x509.Certificate) ([]asn1.ObjectIdentifier, error) {
 			last = 1
 		case x509.ExtKeyUsageClientAuth:
 			last = 2
-		case x509.ExtKeyUsageCodeSigning:
-			last = 3
 		case x509.ExtKeyUsageEmailProtection:
 			last = 4
 		case x509.ExtKeyUsageIPSECEndSystem:
@@ -33,8 +31,6 @@ func extendedUsages(t *x509.Certificate) ([]asn1.ObjectIdentifier, error) {
 			last = 6
 		case x509.ExtKeyUsageIPSECUser:
 			last = 7
-		case x509.ExtKeyUsageTimeStamping:
-			last = 8
 		default:
 			return nil, fmt.Errorf("%w: extended key usage %d", ErrTemplate, u)
 		}

@@ -155,9 +155,7 @@ func extendedKeyUsage(t *TBS, want Rules) string {
 		switch {
 		case has(seen):
 			return fmt.Sprintf("extKeyUsage has %s twice", id)
-		// These are powers over other people's certificates: any usage, signing
-		// OCSP answers, requesting for others.
-		case slices.Contains([]string{"2.5.29.37.0", "1.3.6.1.5.5.7.3.9", "1.3.6.1.4.1.311.20.2.1"}, id.String()):
+		case power(id):
 			return fmt.Sprintf("extKeyUsage has %s, which no device may have", id)
 		case want.ExtKeyUsage != nil && !has(want.ExtKeyUsage):
 			return fmt.Sprintf("extKeyUsage has %s, which is not allowed", id)
@@ -165,6 +163,21 @@ func extendedKeyUsage(t *TBS, want Rules) string {
 		seen = append(seen, id)
 	}
 	return ""
+}
+
+// power reports whether an extended usage is one over others, which no
+// certificate of a device has: any usage; signing code, time stamps and OCSP
+// answers; enrolling, logging on or recovering keys for others; being a CA.
+func power(id asn1.ObjectIdentifier) bool {
+	arcs := [...]string{
+		"2.5.29.37.", "1.3.6.1.5.5.7.3.3.", "1.3.6.1.5.5.7.3.8.", "1.3.6.1.5.5.7.3.9.",
+		"1.3.6.1.5.5.7.3.26.", "1.3.6.1.5.5.7.3.27.", "1.3.6.1.5.5.7.3.28.", // CMC: archive, CA, RA (RFC 6402)
+		"1.3.6.1.5.2.3.",                                                        // Kerberos (RFC 4556)
+		"1.3.6.1.4.1.311.10.3.", "1.3.6.1.4.1.311.20.2.", "1.3.6.1.4.1.311.21.", // Microsoft: trust lists, enrollment, logon, recovery
+		"1.2.840.113635.100.4.", // Apple: code
+	}
+	dotted := id.String() + "."
+	return slices.ContainsFunc(arcs[:], func(arc string) bool { return strings.HasPrefix(dotted, arc) })
 }
 
 func extendedKeyUsagePresent(t *TBS, _ Rules) string {

@@ -241,8 +241,11 @@ func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope) ([]byte, *re
 			ours = append(ours, r)
 		}
 	}
-	if len(ours) != 1 || !ours[0].Algorithm.Equal(cms.OIDRSAEncryption) {
+	if len(ours) != 1 {
 		return nil, unproven("recipients"), nil
+	}
+	if !ours[0].Algorithm.Equal(cms.OIDRSAEncryption) {
+		return nil, &refusal{protocol.BadAlgorithm, "key transport unknown"}, nil
 	}
 	encrypted := ours[0].EncryptedKey
 	if len(encrypted) != pub.Size() || new(big.Int).SetBytes(encrypted).Cmp(pub.N) >= 0 {

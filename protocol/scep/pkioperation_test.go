@@ -197,6 +197,13 @@ func TestAlgorithms(t *testing.T) {
 			r.message = func(b []byte) []byte { return withCertificate(t, b, ed25519Cert(t, w.device)) }
 		},
 		"single DES": func(r *request) { r.content = singleDES },
+		"OAEP": func(r *request) {
+			r.content = func(b []byte) []byte {
+				return recipients(t, b, func(mine []byte) []byte {
+					return bytes.Replace(mine, rsaOID, append(bytes.Clone(rsaOID[:10]), 0x07), 1)
+				})
+			}
+		},
 		"unknown cipher": func(r *request) {
 			r.content = func(b []byte) []byte { return bytes.Replace(b, aesOID, append(bytes.Clone(aesOID[:10]), 0x7e), 1) }
 		},
@@ -257,6 +264,9 @@ func ed25519Cert(t testing.TB, h holder) []byte {
 	template := &x509.Certificate{SerialNumber: c.SerialNumber, RawSubject: c.RawSubject, NotBefore: c.NotBefore, NotAfter: c.NotAfter}
 	return must(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))(t)
 }
+
+// rsaOID names rsaEncryption.
+var rsaOID = []byte{0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01}
 
 // aesOID names AES-128-CBC.
 var aesOID = []byte{0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x01, 0x02}
