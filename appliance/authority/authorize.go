@@ -37,8 +37,14 @@ func (p *Pipeline) authorize(ctx context.Context, q *proven, names policy.Names)
 			"a renewal is signed by a certificate of this CA"), nil
 	case q.ours == nil:
 		return p.byChallenge(ctx, q, names, kindNew)
+	case q.ours.Names != names.Digest():
+		// Before the challenge: whoever signs another's envelope with a
+		// certificate of ours learns nothing of it, and wears no challenge out.
+		v := badProof("the CSR's names are not the signer's")
+		v.security = "a certificate of ours signed a request for other names"
+		return grant{kind: kindRenewal}, v, nil
 	case q.message.Type == scep.RenewalReq || q.csr.Challenge == nil:
-		g, v := p.byCertificate(q, names)
+		g, v := p.byCertificate(q)
 		return g, v, nil
 	}
 	g, v, err := p.byChallenge(ctx, q, names, kindNewLineage)
@@ -46,7 +52,7 @@ func (p *Pipeline) authorize(ctx context.Context, q *proven, names policy.Names)
 		return g, v, err
 	}
 	if r := v.challenge; r != nil && r.Why == challenge.WhySpent && r.Lineage == q.ours.Lineage {
-		g, v := p.byCertificate(q, names)
+		g, v := p.byCertificate(q)
 		return g, v, nil
 	}
 	v.security = "a certificate of ours was shown with a challenge that is not for it"
@@ -75,22 +81,14 @@ func (p *Pipeline) byChallenge(ctx context.Context, q *proven, names policy.Name
 		return g, nil, fmt.Errorf("authority: checking the challenge: %w", err)
 	}
 	g.challenge, g.by = got, "challenge:"+got.ID
-	if q.ours != nil && q.ours.Names != names.Digest() {
-		p.challenges.Release(got)
-		v := notAllowed("challenge", "names differ from the signer's", challenge.Say)
-		v.challenge = &challenge.Refusal{ID: got.ID, Why: challenge.WhyOtherNames}
-		return grant{kind: kind}, v, nil
-	}
 	return g, nil, nil
 }
 
 // byCertificate checks what a renewal must be whatever the profile says; the
 // profile's window, count and age are the policy's.
-func (p *Pipeline) byCertificate(q *proven, names policy.Names) (grant, *verdict) {
+func (p *Pipeline) byCertificate(q *proven) (grant, *verdict) {
 	g, now := grant{kind: kindRenewal, by: "certificate:" + q.ours.Serial}, p.now()
 	switch {
-	case q.ours.Names != names.Digest():
-		return g, badProof("the CSR's names are not the signer's")
 	case q.ours.Profile != q.profile.Name:
 		return g, notAllowed("renewal.profile", q.ours.Profile, "the certificate belongs to another profile")
 	case q.ours.RevocationDue:

@@ -140,7 +140,7 @@ func readFile(name string, allowed os.FileMode) (b []byte, err error) {
 	if st.Mode().Perm()&^allowed != 0 {
 		return nil, fmt.Errorf("%w: %s has mode %04o, wants at most %04o (chmod %04o %s)", ErrMode, name, st.Mode().Perm(), allowed, allowed, name)
 	}
-	return io.ReadAll(f)
+	return io.ReadAll(io.LimitReader(f, maxFile)) // it may be growing
 }
 
 func pair(cert, key []byte) (*tls.Certificate, error) {
