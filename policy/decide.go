@@ -19,6 +19,10 @@ import (
 // failed. The caller knows more about it than this package.
 const RuleAuthorization = "authorization"
 
+// RuleKeyType is the rule of the reason that says that no key of that type is
+// certified, whatever its size.
+const RuleKeyType = "key.type"
+
 // A Reason is one way in which a request breaks a rule. Say is a sentence for
 // the operator that may be told to the device too: it quotes nothing that was
 // received, and has 200 octets at most. Source and Line are where the rule is

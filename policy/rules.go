@@ -58,7 +58,7 @@ const (
 // key looks at the key, and that the facts say of it what its DER says.
 func (r *run) key() {
 	k, rule := r.f.Key, r.c.Key
-	r.check("key.type", k.Type == "RSA", k.Type, "the key has to be an RSA key")
+	r.check(RuleKeyType, k.Type == "RSA", k.Type, "the key has to be an RSA key")
 	if k.Type == "RSA" {
 		r.check("key.rsa.min", k.Bits >= int64(rule.RSA.Min), itoa(k.Bits), "an RSA key needs "+itoa(rule.RSA.Min)+" bits at least")
 		r.check("key.rsa.max", k.Bits <= int64(rule.RSA.Max), itoa(k.Bits), "an RSA key may have "+itoa(rule.RSA.Max)+" bits at most")

@@ -31,6 +31,9 @@ func (v *verdict) and(d policy.Decision, g grant) *verdict {
 		}
 		if len(d.Reasons) > 0 {
 			v.say = d.Reasons[0].Say
+			if d.Reasons[0].Rule == policy.RuleKeyType {
+				v.kind = protocol.BadAlgorithm // RFC 8894, section 3.2.1.4: an algorithm that is not supported
+			}
 		}
 	}
 	for _, r := range d.Reasons {

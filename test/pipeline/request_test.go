@@ -111,7 +111,7 @@ func TestAnECKey(t *testing.T) {
 
 	cert, _ := enrolled(t, d, "many", cn, keys[0])
 	_, err = renew(t, d, client.RenewalReq, cert, keys[0], csr)
-	refused(t, err).is(t, badRequest, "").reasons(t, "key.type", "clients.csr")
+	refused(t, err).is(t, badAlg, "RSA").reasons(t, "key.type")
 }
 
 // TestAKeyOfAnother: one key for two subjects is refused where the profile says
