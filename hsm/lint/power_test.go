@@ -38,6 +38,23 @@ func TestNoExtendedUsageGivesPowerOverOthers(t *testing.T) {
 	}
 }
 
+// A certificate that names no usage is good for every one, so that it is no
+// matter of style to leave them out.
+func TestUsagesCanNotBeExcepted(t *testing.T) {
+	tbs, _ := good(t, newKey(t))
+	for id, rule := range map[int]string{15: "key-usage-present", 37: "extended-key-usage-present"} {
+		c, err := lint.Parse(tbs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Extensions = slices.DeleteFunc(c.Extensions, func(e lint.Extension) bool { return e.ID.Equal(asn1.ObjectIdentifier{2, 5, 29, id}) })
+		found := lint.Check(encode(c), lint.Rules{Except: lint.All()})
+		if lint.Excusable(rule) || len(found) != 1 || found[0].Rule != rule {
+			t.Errorf("without extension %d: %v", id, found)
+		}
+	}
+}
+
 func parse(t *testing.T, dotted string) asn1.ObjectIdentifier {
 	t.Helper()
 	var oid asn1.ObjectIdentifier
