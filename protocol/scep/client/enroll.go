@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/postern-pki/postern/protocol/cms"
+	"github.com/postern-pki/postern/protocol/scep"
 )
 
 // An Enrollment asks for a first certificate.
@@ -46,7 +47,7 @@ func (c *Client) Enroll(ctx context.Context, e Enrollment) (*Result, error) {
 		return nil, err
 	}
 	id := sha256.Sum256(spki)
-	return c.request(ctx, request{PKCSReq, hex.EncodeToString(id[:]), signer, e.Key, csr, spki})
+	return c.request(ctx, request{scep.PKCSReq, hex.EncodeToString(id[:]), signer, e.Key, csr, spki})
 }
 
 // selfSigned makes the certificate by which a PKCSReq is signed (RFC 8894,
@@ -105,7 +106,7 @@ func (c *Client) Renew(ctx context.Context, r Renewal) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.request(ctx, request{RenewalReq, hex.EncodeToString(id), r.OldCert.Raw, r.OldKey, csr, spki})
+	return c.request(ctx, request{scep.RenewalReq, hex.EncodeToString(id), r.OldCert.Raw, r.OldKey, csr, spki})
 }
 
 type request struct {

@@ -12,31 +12,14 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/postern-pki/postern/protocol/cms"
-)
-
-// Message types (RFC 8894, section 3.2.1.2).
-const (
-	CertRep    = 3
-	RenewalReq = 17
-	PKCSReq    = 19
-)
-
-// Attributes of a pkiMessage (RFC 8894, section 3.2.1); failInfoText is id-scep 1.
-var (
-	oidMessageType    = asn1.ObjectIdentifier{2, 16, 840, 1, 113733, 1, 9, 2}
-	oidPKIStatus      = asn1.ObjectIdentifier{2, 16, 840, 1, 113733, 1, 9, 3}
-	oidFailInfo       = asn1.ObjectIdentifier{2, 16, 840, 1, 113733, 1, 9, 4}
-	oidSenderNonce    = asn1.ObjectIdentifier{2, 16, 840, 1, 113733, 1, 9, 5}
-	oidRecipientNonce = asn1.ObjectIdentifier{2, 16, 840, 1, 113733, 1, 9, 6}
-	oidTransactionID  = asn1.ObjectIdentifier{2, 16, 840, 1, 113733, 1, 9, 7}
-	oidFailInfoText   = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 24, 1}
+	"github.com/postern-pki/postern/protocol/scep"
 )
 
 // A Message says what a request is made of. Nothing in it is checked, so that
 // tests can make wrong ones; only a nil SenderNonce and an empty TransactionID
 // leave the attribute out.
 type Message struct {
-	Type          int
+	Type          int // such as [scep.PKCSReq]
 	TransactionID string
 	SenderNonce   []byte
 	Signer        []byte   // DER; self-signed for PKCSReq, the old certificate for RenewalReq
@@ -69,9 +52,9 @@ func BuildRequest(m Message) (der []byte, err error) {
 		tag   cbasn1.Tag
 		value []byte
 	}{
-		{oidTransactionID, cbasn1.PrintableString, []byte(m.TransactionID)},
-		{oidMessageType, cbasn1.PrintableString, []byte(strconv.Itoa(m.Type))},
-		{oidSenderNonce, cbasn1.OCTET_STRING, m.SenderNonce},
+		{scep.OIDTransactionID, cbasn1.PrintableString, []byte(m.TransactionID)},
+		{scep.OIDMessageType, cbasn1.PrintableString, []byte(strconv.Itoa(m.Type))},
+		{scep.OIDSenderNonce, cbasn1.OCTET_STRING, m.SenderNonce},
 	} {
 		if len(a.value) == 0 {
 			continue

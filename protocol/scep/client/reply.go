@@ -17,13 +17,7 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/postern-pki/postern/protocol/cms"
-)
-
-// Values of pkiStatus (RFC 8894, section 3.2.1.3).
-const (
-	statusSuccess = 0
-	statusFailure = 2
-	statusPending = 3
+	"github.com/postern-pki/postern/protocol/scep"
 )
 
 // A FailError is a refusal that the RA signed (RFC 8894, section 3.2.1.4).
@@ -92,20 +86,20 @@ func Inspect(r *Reply) (*Rep, error) {
 		return nil, fmt.Errorf("%w: %w", ErrReply, err)
 	}
 	rep := &Rep{Signed: signed}
-	if rep.MessageType, err = number(signed, oidMessageType); err != nil {
+	if rep.MessageType, err = number(signed, scep.OIDMessageType); err != nil {
 		return nil, err
 	}
-	if rep.Status, err = number(signed, oidPKIStatus); err != nil {
+	if rep.Status, err = number(signed, scep.OIDPKIStatus); err != nil {
 		return nil, err
 	}
-	if rep.FailInfo, err = number(signed, oidFailInfo); err != nil {
+	if rep.FailInfo, err = number(signed, scep.OIDFailInfo); err != nil {
 		return nil, err
 	}
 	text := []cbasn1.Tag{cbasn1.PrintableString, cbasn1.UTF8String, cbasn1.IA5String}
-	rep.FailInfoText = clean(string(value(signed, oidFailInfoText, text...)))
-	rep.TransactionID = string(value(signed, oidTransactionID, text...))
-	rep.SenderNonce = value(signed, oidSenderNonce, cbasn1.OCTET_STRING)
-	rep.RecipientNonce = value(signed, oidRecipientNonce, cbasn1.OCTET_STRING)
+	rep.FailInfoText = clean(string(value(signed, scep.OIDFailInfoText, text...)))
+	rep.TransactionID = string(value(signed, scep.OIDTransactionID, text...))
+	rep.SenderNonce = value(signed, scep.OIDSenderNonce, cbasn1.OCTET_STRING)
+	rep.RecipientNonce = value(signed, scep.OIDRecipientNonce, cbasn1.OCTET_STRING)
 	return rep, nil
 }
 
@@ -150,11 +144,11 @@ func Open(r *Reply, e Expectations) (*Result, error) {
 		return nil, err
 	}
 	switch rep.Status {
-	case statusSuccess:
+	case scep.StatusSuccess:
 		return rep.success(e)
-	case statusPending:
+	case scep.StatusPending:
 		return nil, &PendingError{e.TransactionID}
-	case statusFailure:
+	case scep.StatusFailure:
 		if rep.FailInfo < 0 {
 			return nil, fmt.Errorf("%w: a failure without failInfo", ErrReply)
 		}
@@ -189,7 +183,7 @@ func (r *Rep) verify(e Expectations) error {
 		return fmt.Errorf("%w: %w", ErrReply, err)
 	}
 	switch {
-	case r.MessageType != CertRep:
+	case r.MessageType != scep.CertRep:
 		return fmt.Errorf("%w: messageType %d", ErrReply, r.MessageType)
 	case r.TransactionID == "" || r.TransactionID != e.TransactionID:
 		return fmt.Errorf("%w: another transactionID", ErrReply)
