@@ -213,6 +213,11 @@ func (l *loader) clients(c *compiled, s section) {
 	}
 	m := l.mapping(n, s.at("clients"), keys{must: []string{"digests", "ciphers"}, may: []string{"legacy"}})
 	c.Clients.Digests = l.algorithms(m, "digests", digests, "legacy: {sha1: true}")
+	if i := slices.Index(c.Clients.Digests, "SHA-256"); i >= 0 && !slices.Contains(c.Clients.Digests, "SHA-384") {
+		// strongSwan 5.9.8 uses SHA-256 only where SHA-384 is offered too, and what
+		// is offered has to work (RFC 8894, section 3.5.2).
+		c.Clients.Digests = slices.Insert(c.Clients.Digests, i+1, "SHA-384")
+	}
 	c.Clients.Ciphers = l.algorithms(m, "ciphers", ciphers, "legacy: {des3: true}")
 	g := l.mapping(m.get("legacy"), m.at("legacy"), keys{may: []string{"sha1", "des3"}})
 	c.Clients.SHA1 = g.get("sha1") != nil && l.boolean(g.get("sha1"), g.at("sha1"))

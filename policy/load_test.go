@@ -159,7 +159,7 @@ func TestWhatALoadedProfileSays(t *testing.T) {
 	}
 	p, ok := s.Profile("demo")
 	if !ok || p.Issuer != "demo-devices" || p.Challenge.TTL != 30*time.Minute || p.Renewal.MaxAge != 2*365*24*time.Hour || p.Renewal.Window.Percent != 100 ||
-		!slices.Equal(p.Clients.Digests, []string{"SHA-256", "SHA-512"}) || !slices.Equal(p.LintExceptions(), []string{"e_key_usage_and_extended_key_usage_inconsistent"}) {
+		!slices.Equal(p.Clients.Digests, []string{"SHA-256", "SHA-384", "SHA-512"}) || !slices.Equal(p.LintExceptions(), []string{"e_key_usage_and_extended_key_usage_inconsistent"}) {
 		t.Errorf("%+v", p)
 	}
 	p.Clients.Digests[0] = "MD5"

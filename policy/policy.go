@@ -136,7 +136,7 @@ type Limits struct {
 
 // Clients says which algorithms a client may use in its messages.
 type Clients struct {
-	Digests []string // of "SHA-256", "SHA-384", "SHA-512"
+	Digests []string // of "SHA-256", "SHA-384", "SHA-512"; SHA-384 is there with SHA-256
 	Ciphers []string // of "AES-128-CBC", "AES-192-CBC", "AES-256-CBC"
 	SHA1    bool     // SHA-1 too
 	DES3    bool     // triple DES too

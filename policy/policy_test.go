@@ -115,7 +115,7 @@ func TestDecideTellsEveryBrokenRule(t *testing.T) {
 			f.Authorization, f.Digest, f.OtherSAN = "challenge: unknown", "MD5", []string{"otherName"}
 		}, []string{"authorization", "clients.digests", "san.other"}},
 		"a legacy digest":               {func(f *policy.Facts) { f.Digest = "SHA-1" }, []string{"clients.digests"}},
-		"a digest the profile left out": {func(f *policy.Facts) { f.Digest = "SHA-384" }, []string{"clients.digests"}},
+		"a digest the profile left out": {func(f *policy.Facts) { f.Digest = "SHA-224" }, []string{"clients.digests"}},
 		"no digest":                     {func(f *policy.Facts) { f.Digest = "" }, []string{"clients.digests"}},
 		"triple DES":                    {func(f *policy.Facts) { f.Cipher = "DES-EDE3-CBC" }, []string{"clients.ciphers"}},
 		"single DES":                    {func(f *policy.Facts) { f.Cipher = "DES-CBC" }, []string{"clients.ciphers"}},
@@ -329,6 +329,21 @@ func TestTheKeyIsToldOfBeforeTheSignature(t *testing.T) {
 	reasons := testSet(t).Decide(f).Reasons
 	if len(reasons) != 2 || reasons[0].Rule != "key.type" || reasons[1].Rule != "clients.csr" {
 		t.Errorf("%+v, want the key's type, then the signature", reasons)
+	}
+}
+
+// SHA-384 is offered with SHA-256, so that it has to work with it, and not alone.
+func TestSHA384GoesWithSHA256(t *testing.T) {
+	for listed, want := range map[string]bool{"SHA-256": true, "SHA-256, SHA-512": true, "SHA-512": false, "SHA-384": true} {
+		s, err := policy.Load(edited(t, "digests: [SHA-256, SHA-512]", "digests: ["+listed+"]"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := good(t)
+		f.Digest = "SHA-384"
+		if got := !slices.Contains(broken(s.Decide(f)), "clients.digests"); got != want {
+			t.Errorf("[%s]: SHA-384 passes %v, want %v", listed, got, want)
+		}
 	}
 }
 

@@ -9,28 +9,27 @@ import (
 )
 
 // serviceOf is what a profile offers: its issuer's certificates and its own
-// limits on algorithms. SHA-384 is listed since strongSwan 5.9.8 asks for it.
+// limits on algorithms. A capability is listed where a client that uses it is
+// served (RFC 8894, section 3.5.2); AES there means AES-128-CBC, and SCEPStandard
+// that and SHA-256.
 func serviceOf(s protocol.Service, p *policy.Profile) protocol.Service {
 	s.Profile = p.Name
 	s.Ciphers = slices.Clone(p.Clients.Ciphers)
 	s.LegacySHA1, s.LegacyDES3 = p.Clients.SHA1, p.Clients.DES3
 	s.Digests = nil
-	caps := []string{"AES", "POSTPKIOperation", "Renewal"}
-	for _, d := range p.Clients.Digests {
-		switch d {
-		case "SHA-256":
-			s.Digests = append(s.Digests, crypto.SHA256)
-			caps = append(caps, "SHA-256", "SHA-384")
-		case "SHA-384":
-			s.Digests = append(s.Digests, crypto.SHA384)
-		case "SHA-512":
-			s.Digests = append(s.Digests, crypto.SHA512)
-			caps = append(caps, "SHA-512")
-		}
+	var caps []string
+	aes := slices.Contains(s.Ciphers, "AES-128-CBC")
+	if aes {
+		caps = append(caps, "AES")
 	}
-	// What is advertised has to work: see the note on SHA-384 above.
-	if slices.Contains(caps, "SHA-384") && !slices.Contains(s.Digests, crypto.SHA384) {
-		s.Digests = append(s.Digests, crypto.SHA384)
+	caps = append(caps, "POSTPKIOperation")
+	if p.Renewal.Allowed {
+		caps = append(caps, "Renewal")
+	}
+	for _, h := range []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512} {
+		if slices.Contains(p.Clients.Digests, h.String()) {
+			s.Digests, caps = append(s.Digests, h), append(caps, h.String())
+		}
 	}
 	if s.LegacySHA1 {
 		caps = append(caps, "SHA-1")
@@ -38,6 +37,9 @@ func serviceOf(s protocol.Service, p *policy.Profile) protocol.Service {
 	if s.LegacyDES3 {
 		caps = append(caps, "DES3")
 	}
-	s.Capabilities = append(caps, "SCEPStandard")
+	if aes && slices.Contains(s.Digests, crypto.SHA256) {
+		caps = append(caps, "SCEPStandard")
+	}
+	s.Capabilities = caps
 	return s
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/protocol/scep"
 	"github.com/postern-pki/postern/protocol/scep/client"
 	"github.com/postern-pki/postern/test/site"
 )
@@ -25,7 +26,7 @@ func request(t *testing.T, d *site.Device, key *rsa.PrivateKey, c site.Challenge
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := d.Request(client.Message{Type: client.PKCSReq, Signer: signer, SignerKey: key, CSR: csr})
+	r, err := d.Request(client.Message{Type: scep.PKCSReq, Signer: signer, SignerKey: key, CSR: csr})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -160,7 +160,7 @@ func TestWhatIsWrongWithAnEnvelopeDoesNotShow(t *testing.T) {
 		})
 	}
 	// What only the authority finds out looks like that too.
-	m := client.Message{Type: client.RenewalReq, Signer: certificateOfTheCA(t, d), SignerKey: keys[3], CSR: ask(t, key, cn, "")}
+	m := client.Message{Type: scep.RenewalReq, Signer: certificateOfTheCA(t, d), SignerKey: keys[3], CSR: ask(t, key, cn, "")}
 	r := must(d.Request(m))(t)
 	reply := must(d.Post(t.Context(), r.DER))(t)
 	if got := looks(t, reply); got != first {
@@ -187,7 +187,7 @@ func TestMessageTypes(t *testing.T) {
 		if !ok || no.Name != badRequest {
 			t.Fatalf("type %d: %v", i, err)
 		}
-		if known := i == client.RenewalReq || i == client.PKCSReq; strings.HasPrefix(no.Text, "this type of message is not supported (request ") == known {
+		if known := i == scep.RenewalReq || i == scep.PKCSReq; strings.HasPrefix(no.Text, "this type of message is not supported (request ") == known {
 			t.Errorf("type %d: %v", i, err)
 		}
 	}
@@ -198,7 +198,7 @@ func TestMessageTypes(t *testing.T) {
 		}
 	}
 	for i := range 256 {
-		if known := i == client.RenewalReq || i == client.PKCSReq; seen[fmt.Sprint(i)] == 0 != known {
+		if known := i == scep.RenewalReq || i == scep.PKCSReq; seen[fmt.Sprint(i)] == 0 != known {
 			t.Errorf("type %d is in the log %d times", i, seen[fmt.Sprint(i)])
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postern-pki/postern/protocol/scep"
 	"github.com/postern-pki/postern/protocol/scep/client"
 	"github.com/postern-pki/postern/test/site"
 )
@@ -121,7 +122,7 @@ func ask(t *testing.T, key *rsa.PrivateKey, cn, challenge string, dns ...string)
 func selfSigned(t *testing.T, key crypto.Signer, csr []byte) client.Message {
 	t.Helper()
 	signer := must(site.SelfSigned(key, name("device"), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)))(t)
-	return client.Message{Type: client.PKCSReq, Signer: signer, SignerKey: key, CSR: csr}
+	return client.Message{Type: scep.PKCSReq, Signer: signer, SignerKey: key, CSR: csr}
 }
 
 func send(t *testing.T, d *site.Device, m client.Message) (*x509.Certificate, error) {

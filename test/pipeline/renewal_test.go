@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postern-pki/postern/protocol/scep"
 	"github.com/postern-pki/postern/protocol/scep/client"
 )
 
@@ -14,7 +15,7 @@ func TestRenewal(t *testing.T) {
 	const cn = "renew.demo.example"
 	k0, k1 := newKey(t), newKey(t)
 	first, _ := enrolled(t, d, "demo", cn, k0)
-	request := must(d.Request(client.Message{Type: client.RenewalReq, Signer: first.Raw, SignerKey: k0, CSR: ask(t, k1, cn, "")}))(t)
+	request := must(d.Request(client.Message{Type: scep.RenewalReq, Signer: first.Raw, SignerKey: k0, CSR: ask(t, k1, cn, "")}))(t)
 	second := must(d.Do(t.Context(), request))(t).Certificate
 	was, is := show(t, first), show(t, second)
 	if is.Renewal != 1 || is.Lineage != was.Lineage || is.Predecessor != was.Serial {
@@ -23,9 +24,9 @@ func TestRenewal(t *testing.T) {
 	if again := must(d.Do(t.Context(), request))(t).Certificate; !again.Equal(second) {
 		t.Errorf("the same renewal got serials %x and %x", second.SerialNumber, again.SerialNumber)
 	}
-	_, err := renew(t, d, client.RenewalReq, second, k1, ask(t, k0, cn, ""))
+	_, err := renew(t, d, scep.RenewalReq, second, k1, ask(t, k0, cn, ""))
 	refused(t, err).is(t, badRequest, "enroll again").reasons(t, "renewal.max_count")
-	_, err = renew(t, d, client.RenewalReq, first, k0, ask(t, newKey(t), cn, ""))
+	_, err = renew(t, d, scep.RenewalReq, first, k0, ask(t, newKey(t), cn, ""))
 	refused(t, err).is(t, badRequest, "enroll again").reasons(t, "renewal.max_count")
 }
 
@@ -33,7 +34,7 @@ func TestRenewalWithTheSameKey(t *testing.T) {
 	const cn = "samekey.demo.example"
 	d, key := at(t, "demo"), newKey(t)
 	cert, _ := enrolled(t, d, "demo", cn, key)
-	_, err := renew(t, d, client.RenewalReq, cert, key, ask(t, key, cn, ""))
+	_, err := renew(t, d, scep.RenewalReq, cert, key, ask(t, key, cn, ""))
 	refused(t, err).is(t, badRequest, "new key").reasons(t, "renewal.new_key")
 }
 
@@ -48,10 +49,10 @@ func TestRenewalsAtOnce(t *testing.T) {
 			d, key := at(t, tt.profile), newKey(t)
 			cert, _ := enrolled(t, d, tt.profile, tt.cn, key)
 			for i := range tt.before {
-				cert, key = must(renew(t, d, client.RenewalReq, cert, key, ask(t, keys[i], tt.cn, "")))(t), keys[i]
+				cert, key = must(renew(t, d, scep.RenewalReq, cert, key, ask(t, keys[i], tt.cn, "")))(t), keys[i]
 			}
 			got, errs := together(len(fresh), func(i int) (*x509.Certificate, error) {
-				return renew(t, d, client.RenewalReq, cert, key, ask(t, fresh[i], tt.cn, ""))
+				return renew(t, d, scep.RenewalReq, cert, key, ask(t, fresh[i], tt.cn, ""))
 			})
 			if len(got) != 1 {
 				t.Fatalf("%d renewals; %v", len(got), errs)
@@ -60,7 +61,7 @@ func TestRenewalsAtOnce(t *testing.T) {
 				refused(t, err).is(t, badRequest, "enroll again").reasons(t, "renewal.max_count")
 			}
 			// A new challenge begins a new lineage, from the same signer.
-			again := must(renew(t, d, client.PKCSReq, cert, key, ask(t, newKey(t), tt.cn, challenge(t, tt.profile, tt.cn).Challenge)))(t)
+			again := must(renew(t, d, scep.PKCSReq, cert, key, ask(t, newKey(t), tt.cn, challenge(t, tt.profile, tt.cn).Challenge)))(t)
 			if is := show(t, again); is.Renewal != 0 || is.Lineage == show(t, cert).Lineage {
 				t.Errorf("a new lineage: %+v", is)
 			}
@@ -90,7 +91,7 @@ func TestPKCSReqByOurs(t *testing.T) {
 		{"a fresh challenge", challenge(t, "many", cn).Challenge, 0, false},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
-			is := show(t, must(renew(t, d, client.PKCSReq, cert, key, ask(t, keys[2+i], cn, tt.challenge)))(t))
+			is := show(t, must(renew(t, d, scep.PKCSReq, cert, key, ask(t, keys[2+i], cn, tt.challenge)))(t))
 			if is.Renewal != tt.renewal || (is.Lineage == was.Lineage) != tt.same {
 				t.Errorf("%+v became %+v", was, is)
 			}
@@ -103,7 +104,7 @@ func TestPKCSReqByOurs(t *testing.T) {
 		{"an unknown challenge", "00000000000000000000000000", "unknown"},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
-			_, err := renew(t, d, client.PKCSReq, cert, key, ask(t, keys[10], cn, tt.challenge))
+			_, err := renew(t, d, scep.PKCSReq, cert, key, ask(t, keys[10], cn, tt.challenge))
 			refused(t, err).is(t, badRequest, notValid).reasons(t, "challenge").challengeWhy(t, tt.why).event(t, "security", "alert")
 		})
 	}
@@ -119,10 +120,10 @@ func TestASignerWithOtherNames(t *testing.T) {
 	c := challenge(t, "many", you)
 	captured := ask(t, keys[1], you, c.Challenge)
 	for range 6 {
-		_, err := renew(t, d, client.PKCSReq, cert, keys[0], captured)
+		_, err := renew(t, d, scep.PKCSReq, cert, keys[0], captured)
 		refused(t, err).is(t, badMessageCheck, notProven).reasons(t, "proof").event(t, "security", "alert")
 	}
-	_, err := renew(t, d, client.PKCSReq, cert, keys[0], ask(t, keys[1], you, ""))
+	_, err := renew(t, d, scep.PKCSReq, cert, keys[0], ask(t, keys[1], you, ""))
 	refused(t, err).is(t, badMessageCheck, notProven)
 	must(send(t, d, selfSigned(t, keys[1], captured)))(t)
 }
@@ -133,7 +134,7 @@ func TestASelfSignedRenewal(t *testing.T) {
 	c := challenge(t, "many", cn)
 	for _, word := range []string{"", c.Challenge} {
 		m := selfSigned(t, key, ask(t, key, cn, word))
-		m.Type = client.RenewalReq
+		m.Type = scep.RenewalReq
 		_, err := send(t, d, m)
 		refused(t, err).is(t, badRequest, "a renewal is signed by a certificate of this CA").reasons(t, "renewal.signer")
 	}
@@ -149,12 +150,12 @@ func TestAnExpiredSigner(t *testing.T) {
 	for _, tt := range []struct {
 		kind      int
 		challenge string
-	}{{client.RenewalReq, ""}, {client.PKCSReq, ""}, {client.PKCSReq, spent.Challenge}} {
+	}{{scep.RenewalReq, ""}, {scep.PKCSReq, ""}, {scep.PKCSReq, spent.Challenge}} {
 		_, err := renew(t, d, tt.kind, cert, keys[0], ask(t, keys[1], cn, tt.challenge))
 		refused(t, err).is(t, badRequest, "has expired: enroll again with a new challenge").reasons(t, "renewal.expired")
 	}
 	// A new challenge is enough, whoever signs.
-	must(renew(t, d, client.PKCSReq, cert, keys[0], ask(t, keys[1], cn, challenge(t, "short", cn).Challenge)))(t)
+	must(renew(t, d, scep.PKCSReq, cert, keys[0], ask(t, keys[1], cn, challenge(t, "short", cn).Challenge)))(t)
 }
 
 func TestACertificateOfAnotherProfile(t *testing.T) {
@@ -162,7 +163,7 @@ func TestACertificateOfAnotherProfile(t *testing.T) {
 	key := newKey(t)
 	cert, _ := enrolled(t, at(t, "interop"), "interop", cn, key)
 	d := at(t, "demo")
-	for _, kind := range []int{client.RenewalReq, client.PKCSReq} {
+	for _, kind := range []int{scep.RenewalReq, scep.PKCSReq} {
 		_, err := renew(t, d, kind, cert, key, ask(t, keys[0], cn, ""))
 		refused(t, err).is(t, badRequest, "another profile").reasons(t, "renewal.profile")
 	}
@@ -175,10 +176,10 @@ func TestARenewalThatProvesNothing(t *testing.T) {
 	d := at(t, "many")
 	cert, _ := enrolled(t, d, "many", cn, keys[0])
 	for _, csr := range [][]byte{ask(t, keys[1], "yours.demo.example", ""), ask(t, keys[1], cn, "", cn)} {
-		_, err := renew(t, d, client.RenewalReq, cert, keys[0], csr)
+		_, err := renew(t, d, scep.RenewalReq, cert, keys[0], csr)
 		refused(t, err).is(t, badMessageCheck, notProven).reasons(t, "proof")
 	}
-	_, err := renew(t, d, client.RenewalReq, cert, keys[0], resigned(t, ask(t, keys[1], cn, ""), keys[0]))
+	_, err := renew(t, d, scep.RenewalReq, cert, keys[0], resigned(t, ask(t, keys[1], cn, ""), keys[0]))
 	refused(t, err).is(t, badMessageCheck, notProven).rejected(t, "CSR signature")
 }
 
@@ -195,7 +196,7 @@ func TestAForeignSigner(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			fake := must(x509.CreateCertificate(rand.Reader, template, issuer, &keys[3].PublicKey, keys[3]))(t)
-			for _, kind := range []int{client.RenewalReq, client.PKCSReq} {
+			for _, kind := range []int{scep.RenewalReq, scep.PKCSReq} {
 				_, err := send(t, d, client.Message{Type: kind, Signer: fake, SignerKey: keys[3], CSR: ask(t, keys[4], cn, "")})
 				refused(t, err).is(t, badMessageCheck, notProven).reasons(t, "proof")
 			}

@@ -1,18 +1,20 @@
 package pipeline_test
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/postern-pki/postern/protocol/scep/client"
+	"github.com/postern-pki/postern/protocol/scep"
 	"github.com/postern-pki/postern/test/site"
 )
 
@@ -110,7 +112,7 @@ func TestAnECKey(t *testing.T) {
 	refused(t, err).is(t, badAlg, "SCEP needs an RSA key").rejected(t, "signer's key is not RSA")
 
 	cert, _ := enrolled(t, d, "many", cn, keys[0])
-	_, err = renew(t, d, client.RenewalReq, cert, keys[0], csr)
+	_, err = renew(t, d, scep.RenewalReq, cert, keys[0], csr)
 	refused(t, err).is(t, badAlg, "RSA").reasons(t, "key.type")
 }
 
@@ -140,4 +142,21 @@ func TestAClockThatIsWrong(t *testing.T) {
 	m := selfSigned(t, keys[0], ask(t, keys[0], cn, challenge(t, "many", cn).Challenge))
 	m.Signer = must(site.SelfSigned(keys[0], name(cn), time.Now().Add(-48*time.Hour), time.Now().Add(-24*time.Hour)))(t)
 	must(send(t, d, m))(t)
+}
+
+// TestWhatIsAdvertisedWorks: RFC 8894, section 3.5.2.
+func TestWhatIsAdvertisedWorks(t *testing.T) {
+	d := at(t, "many")
+	caps := must(d.Caps(t.Context()))(t)
+	want := []string{"AES", "POSTPKIOperation", "Renewal", "SHA-256", "SHA-384", "SHA-512", "SCEPStandard"}
+	if !slices.Equal(caps, want) {
+		t.Errorf("GetCACaps: %q, want %q", caps, want)
+	}
+	for i, digest := range []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512} {
+		cn := fmt.Sprintf("digest-%d.demo.example", i)
+		d.Digest = digest
+		if _, err := enroll(t, d, keys[i], cn, challenge(t, "many", cn).Challenge); err != nil {
+			t.Errorf("%v: %v", digest, err)
+		}
+	}
 }
