@@ -174,8 +174,9 @@ func choose(slots []Slot, serial, label string) (Slot, error) {
 }
 
 // InitToken initializes the token in an empty slot, and returns it as it is now.
-// It refuses a token that is initialized: what is on it would be erased. The
-// user PIN has to be set after it, by [Module.InitPIN].
+// It refuses a token that is initialized, as what is on it would be erased, and a
+// label of another token; ErrNoToken says that the slot is gone. The user PIN has
+// to be set after it, by [Module.InitPIN].
 func (m *Module) InitToken(ctx context.Context, slot Slot, label string, so PIN) (Slot, error) {
 	const op = "initialize token"
 	if label == "" || len(label) > 32 {
@@ -194,8 +195,9 @@ func (m *Module) InitToken(ctx context.Context, slot Slot, label string, so PIN)
 	case slices.ContainsFunc(before, func(s Slot) bool { return s.Initialized && s.Label == label }):
 		return Slot{}, &Error{Op: op, Err: fmt.Errorf("a token labeled %q is there already", label)}
 	}
+	officer := so.reveal() // now, as in InitPIN
 	return bounded(ctx, m, op, func() (Slot, error) {
-		if err := m.p11.InitToken(slot.ID, so.reveal(), label); err != nil {
+		if err := m.p11.InitToken(slot.ID, officer, label); err != nil {
 			return Slot{}, err
 		}
 		ids, err := m.p11.GetSlotList(true) // a module may number its slots anew now
@@ -215,14 +217,17 @@ func (m *Module) InitToken(ctx context.Context, slot Slot, label string, so PIN)
 }
 
 // InitPIN sets the user PIN of a fresh token, as its security officer. It
-// refuses a token that has one, and makes one attempt with the officer's PIN.
+// refuses a token that has one, and makes one attempt with the officer's PIN: none
+// (ErrPINCount) where the token counts failed ones, and ErrPIN if it was refused.
 func (m *Module) InitPIN(ctx context.Context, slot Slot, so, user PIN) error {
-	const op = "set user PIN"
-	_, err := bounded(ctx, m, op, func() (struct{}, error) { return struct{}{}, m.initPIN(slot.ID, so, user) })
+	// Read now: by the time that the module answers, a caller who stopped waiting
+	// may have wiped them, and what is left would be tried, and set.
+	officer, pin := so.reveal(), user.reveal()
+	_, err := bounded(ctx, m, "set user PIN", func() (struct{}, error) { return struct{}{}, m.initPIN(slot.ID, officer, pin) })
 	return err
 }
 
-func (m *Module) initPIN(id uint, so, user PIN) (err error) {
+func (m *Module) initPIN(id uint, officer, pin string) (err error) {
 	s, err := m.slot(id)
 	if err != nil {
 		return err
@@ -238,11 +243,14 @@ func (m *Module) initPIN(id uint, so, user PIN) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, m.p11.CloseSession(h)) }()
-	if err := m.p11.Login(h, pkcs11.CKU_SO, so.reveal()); err != nil {
-		return sentinel("log in as security officer", ErrPIN, err)
+	if err := m.p11.Login(h, pkcs11.CKU_SO, officer); err != nil {
+		if ClassOf(err) == ClassPIN {
+			return sentinel("log in as security officer", ErrPIN, err)
+		}
+		return err
 	}
 	defer func() { err = errors.Join(err, m.p11.Logout(h)) }()
-	return m.p11.InitPIN(h, user.reveal())
+	return m.p11.InitPIN(h, pin)
 }
 
 // bounded runs an administrative call, which no Go code can cancel, and stops

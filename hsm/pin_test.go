@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -263,6 +265,40 @@ func TestAWipedPINIsNeverTried(t *testing.T) {
 	if err != nil || slot.CountLow || slot.FinalTry || slot.Locked {
 		t.Errorf("%+v, %v: the token counted a wrong PIN", slot, err)
 	}
+}
+
+// The same for a PIN that is set: what is set is the PIN, also if the caller went.
+func TestAWipedPINIsNeverSet(t *testing.T) {
+	store, shim := softhsm.Empty(t), softhsm.NewShim(t)
+	so, user := []byte("so-secret"), []byte("user-secret")
+	m, err := hsm.Load(shim.Module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slots, err := m.Slots(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(slots, func(s hsm.Slot) bool { return !s.Initialized })
+	slot, err := m.InitToken(t.Context(), slots[i], "set-"+rand.Text()[:8], hsm.NewPIN(so))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shim.Spoil(t, "Login", "rv 0x30", 1)
+	if err := m.InitPIN(t.Context(), slot, hsm.NewPIN(so), hsm.NewPIN(user)); err == nil || errors.Is(err, hsm.ErrPIN) || hsm.ClassOf(err) != hsm.ClassModule {
+		t.Errorf("a device in trouble: %v, want that and nothing about the PIN", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	officer, pin := hsm.NewPIN(so), hsm.NewPIN(user)
+	shim.Spoil(t, "OpenSession", "delay 300", 1)
+	if err := m.InitPIN(ctx, slot, officer, pin); !errors.Is(err, hsm.ErrDeadline) {
+		t.Errorf("InitPIN: %v, want ErrDeadline", err)
+	}
+	officer.Wipe()
+	pin.Wipe()
+	closeWhenBack(t, m)
+	open(t, hsm.Config{Module: store.Module, Serial: slot.Serial, PIN: hsm.PINFrom(hsm.NewPIN(user))})
 }
 
 // closeWhenBack closes the module as soon as no call is inside it.

@@ -210,7 +210,8 @@ func (d Decision) Template() (*x509.Certificate, bool) {
 }
 
 // EncodeSubject encodes a Name, one attribute an RDN, each value in the string
-// type that RFC 5280, section 4.1.2.4, asks for.
+// type that RFC 5280, section 4.1.2.4, asks for. An attribute whose name is neither
+// known nor a dotted OID is an error; its value is not looked at.
 func EncodeSubject(subject []Attribute) ([]byte, error) {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {

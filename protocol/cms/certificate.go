@@ -38,7 +38,9 @@ var (
 const maxExtensions = 64
 
 // ParseCertificate reads one certificate (RFC 5280, section 4.1): the DER
-// structure strictly, the values leniently. The result keeps references to der.
+// structure strictly, the values leniently. The errors are [ErrMalformed],
+// [ErrTrailing], [ErrTooMany], and [ErrAlgorithm] for a key as [ParsePublicKey]
+// says. The result keeps references to der.
 func ParseCertificate(der []byte) (*Certificate, error) {
 	in := cryptobyte.String(der)
 	var outer, tbs, signature cryptobyte.String

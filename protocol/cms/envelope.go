@@ -82,8 +82,9 @@ func readSegments(s *cryptobyte.String) ([]byte, bool) {
 }
 
 // ParseEnvelope reads a ContentInfo of EnvelopedData whose content is id-data,
-// as [DER] returns it. Single DES and unknown ciphers are [ErrAlgorithm]. The
-// result keeps references to der. All that it looks at is what anybody can see,
+// as [DER] returns it. Single DES and unknown ciphers are [ErrAlgorithm]; the other
+// errors are [ErrMalformed], [ErrTrailing] and [ErrTooMany]. The result keeps
+// references to der. All that it looks at is what anybody can see,
 // so it may fail in many ways.
 func ParseEnvelope(der []byte) (*Envelope, error) {
 	body, err := readContentInfo(der, oidEnvelopedData)
@@ -213,7 +214,9 @@ func unpad(b []byte, size int) (n, good int) {
 // Envelop encrypts content to the RSA key of one certificate, named by issuer
 // and serial number, with PKCS #1 v1.5 key transport (RFC 3370, section 4.2.1),
 // which is what RFC 8894 clients read. It returns a ContentInfo, DER. rand gives
-// the content key and the initialization vector.
+// the content key and the initialization vector. The error is [ErrAlgorithm] for a
+// key that is not RSA or has no room for the content key, and for a cipher that is
+// not supported; else rand's.
 func Envelop(rand io.Reader, content []byte, to *Certificate, c Cipher) ([]byte, error) {
 	pub, ok := to.PublicKey.(*rsa.PublicKey)
 	if !ok {

@@ -29,7 +29,10 @@ type SignOptions struct {
 // Sign makes a SignedData with one signer (RFC 5652, section 5.1), a ContentInfo
 // in DER but for the order of the certificates, which is as given: clients take
 // the first for the signer's. The key signs once. With an RSA key the SignerInfo
-// says rsaEncryption, the name that every client knows (RFC 3370, section 3.2).
+// says rsaEncryption, the name that every client knows (RFC 3370, section 3.2). The
+// error is [ErrAlgorithm] for a key or digest that does not fit, [ErrMalformed] or
+// [ErrTrailing] for what is no DER and for an attribute that is there twice; else
+// the key's.
 func Sign(o SignOptions) ([]byte, error) {
 	if err := o.check(); err != nil {
 		return nil, err
@@ -211,7 +214,9 @@ func oneElement(der []byte) error {
 
 // CertsOnly makes a degenerate SignedData, which has only certificates (RFC 8894,
 // section 3.4), in the order given: RFC 5652 makes them a SET OF, which DER would
-// sort, but clients take the first for the one that was issued.
+// sort, but clients take the first for the one that was issued. The error is
+// [ErrTooMany] for none or more than 16, and [ErrMalformed] or [ErrTrailing] for
+// one that is no element of DER.
 func CertsOnly(certs [][]byte) ([]byte, error) {
 	if len(certs) == 0 || len(certs) > maxCertificates {
 		return nil, fmt.Errorf("%w: %d certificates", ErrTooMany, len(certs))
@@ -229,7 +234,8 @@ func CertsOnly(certs [][]byte) ([]byte, error) {
 }
 
 // ParseCertsOnly returns the certificates of a degenerate SignedData in their
-// order, unparsed. One with a signer is refused.
+// order, unparsed. One with a signer is refused, as [ErrMalformed]; the other
+// errors are those of [ParseSigned].
 func ParseCertsOnly(der []byte) ([][]byte, error) {
 	d, err := readSignedData(der)
 	if err != nil {

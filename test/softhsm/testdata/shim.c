@@ -155,14 +155,14 @@ static CK_RV open_session(CK_SLOT_ID s, CK_FLAGS f, CK_VOID_PTR app, CK_NOTIFY n
 {
 	int flip;
 	CK_RV rv;
-	return before("OpenSession", &flip, &rv) ? rv : real->C_OpenSession(s, f, app, n, h);
+	return before("OpenSession", 0, &flip, &rv) ? rv : real->C_OpenSession(s, f, app, n, h);
 }
 
 static CK_RV token_info(CK_SLOT_ID s, CK_TOKEN_INFO_PTR info)
 {
 	int flip;
 	CK_RV rv;
-	return before("GetTokenInfo", &flip, &rv) ? rv : real->C_GetTokenInfo(s, info);
+	return before("GetTokenInfo", 0, &flip, &rv) ? rv : real->C_GetTokenInfo(s, info);
 }
 
 /* A call without a buffer only asks for the length. */
