@@ -12,6 +12,9 @@ DEVICE_PORT   ?= 8443
 OPERATOR_PORT ?= 9443
 export DEVICE_PORT OPERATOR_PORT
 
+# strongSwan's curl plugin does nothing without the openssl plugin of the standard ones.
+NEED_DEMO := ca-certificates openssl softhsm2 strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins
+
 # A token's mechanism state is per process; so are SoftHSM's files. Nothing here
 # reads or writes a token outside the folder of the demo or of one test.
 
@@ -23,10 +26,10 @@ build:
 	$(GO) build $(GOFLAGS_B) -o $(BIN)/postern-demo ./test/demo
 
 need-demo:
-	tools/need softhsm2 strongswan-pki libstrongswan-extra-plugins openssl
+	tools/need $(NEED_DEMO)
 
-need-test: need-demo
-	tools/need systemd jq
+need-test:
+	tools/need $(NEED_DEMO) systemd
 
 demo: need-demo build
 	$(BIN)/postern-demo

@@ -15,7 +15,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -55,23 +54,11 @@ func challenge(t testing.TB, profile, cn string) string {
 	return must[site.Challenge](t)(testSite.NewChallenge(t.Context(), profile, "CN="+cn)).Challenge
 }
 
-// strongSwan runs a script that has pki, in a mount namespace where the system's
-// CA bundle has our CA too: its libcurl looks nowhere else.
+// strongSwan runs a script that has pki.
 func strongSwan(t *testing.T, dir, url, script string) (string, error) {
 	t.Helper()
-	const system = "/etc/ssl/certs/ca-certificates.crt"
-	bundle := append(must[[]byte](t)(os.ReadFile(system)), must[[]byte](t)(os.ReadFile(testSite.CA()))...)
-	if err := os.WriteFile(filepath.Join(dir, "bundle.pem"), bundle, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	args := []string{"-m"}
-	if os.Getuid() != 0 {
-		args = []string{"-rm"}
-	}
-	cmd := exec.CommandContext(t.Context(), "unshare", append(args, "bash", "-c", "set -e\nmount --bind bundle.pem "+system+"\n"+script)...)
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), "URL="+url)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	out, _, err := testSite.StrongSwan(t.Context(), dir, url, "", script)
+	return out, err
 }
 
 const fetchCA = `
