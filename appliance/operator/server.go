@@ -122,9 +122,7 @@ func (s *server) failure(err error) (int, Problem) {
 	case errors.Is(err, authority.ErrNoProfile):
 		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern status lists the profiles"}
 	case errors.Is(err, authority.ErrBadRequest):
-		return http.StatusBadRequest, Problem{Error: err.Error()}
-	case errors.Is(err, store.ErrNotFound):
-		return http.StatusNotFound, Problem{Error: "not found"}
+		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "the profile's rules decide: subject, san and challenge"}
 	}
 	s.Zap.Error("operator API", zap.Error(err))
 	return http.StatusServiceUnavailable, Problem{Error: "the appliance could not do this now", Hint: "postern status says why; the service's journal has the details"}
@@ -208,7 +206,7 @@ func (s *server) certificates(r *http.Request, _ audit.Actor) (int, any, error) 
 }
 
 func (s *server) certificate(r *http.Request, _ audit.Actor) (int, any, error) {
-	i, err := s.Index.Certificate(r.Context(), r.PathValue("serial"))
+	i, err := s.issuance(r, r.PathValue("serial"))
 	if err != nil {
 		return 0, nil, err
 	}
@@ -217,6 +215,14 @@ func (s *server) certificate(r *http.Request, _ audit.Actor) (int, any, error) {
 		c.PEM = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.Certificate}))
 	}
 	return http.StatusOK, c, nil
+}
+
+func (s *server) issuance(r *http.Request, serial string) (store.Issuance, error) {
+	i, err := s.Index.Certificate(r.Context(), serial)
+	if errors.Is(err, store.ErrNotFound) {
+		err = refuse(http.StatusNotFound, "no certificate has that serial number", "postern cert list")
+	}
+	return i, err
 }
 
 func certificateOf(i store.Issuance) Certificate {
@@ -237,7 +243,7 @@ func (s *server) records(r *http.Request, _ audit.Actor) (int, any, error) {
 		return 0, nil, refuse(http.StatusBadRequest, "ask for one of req and serial", "")
 	}
 	if serial != "" {
-		i, err := s.Index.Certificate(r.Context(), serial)
+		i, err := s.issuance(r, serial)
 		if err != nil {
 			return 0, nil, err
 		}
@@ -266,7 +272,7 @@ func (s *server) records(r *http.Request, _ audit.Actor) (int, any, error) {
 		return 0, nil, err
 	}
 	if len(out.Records) == 0 {
-		return 0, nil, store.ErrNotFound
+		return 0, nil, refuse(http.StatusNotFound, "no record is of that request", "the id is the one that the device was told")
 	}
 	return http.StatusOK, out, nil
 }

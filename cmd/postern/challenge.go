@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,9 +13,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postern-pki/postern/appliance/operator"
+	"github.com/postern-pki/postern/policy"
 )
 
-// maxBatchFile and batchSize bound a batch: the service takes 1,000 at a time.
+// maxBatchLines and batchSize bound a batch: the service takes 1,000 at a time.
 const (
 	maxBatchLines = 100_000
 	batchSize     = 1000
@@ -35,7 +37,10 @@ func (a *app) challengeCmd() *cobra.Command {
 				return misused("--profile NAME", "a challenge needs a profile")
 			}
 			if (asked.Subject == "") == (batch == "") {
-				return misused("--subject 'CN=..' or --batch FILE", "a challenge needs a subject, or a file of them")
+				return misused("--subject 'CN=..' or --batch FILE", "a challenge needs either a subject or a file of them")
+			}
+			if _, err := policy.ParseSubject(asked.Subject); err != nil && batch == "" {
+				return misused("--subject 'CN=host.example,O=Example Corp'", "not an RFC 4514 subject: %w", err)
 			}
 			if ttl < 0 {
 				return misused("--ttl 30m", "a time to live is positive")
@@ -104,7 +109,32 @@ func (a *app) createBatch(cmd *cobra.Command, like operator.ChallengeRequest, pa
 		defer func() { _ = f.Close() }()
 		in = f
 	}
-	var asked []operator.ChallengeRequest
+	asked, at, err := batchOf(in, like)
+	if err != nil {
+		return err
+	}
+	for len(asked) > 0 {
+		n := min(len(asked), batchSize)
+		var made []operator.Challenge
+		if err := a.call(cmd.Context(), http.MethodPost, "/api/v1/challenges", asked[:n], &made); err != nil {
+			hint := ""
+			if h, ok := errors.AsType[*hinted](err); ok {
+				hint = h.hint
+			}
+			return failed(hint, "lines %d to %d, of which none was done: %w", at[0], at[n-1], err)
+		}
+		for _, m := range made {
+			if err := a.batchLine(m); err != nil {
+				return err
+			}
+		}
+		asked, at = asked[n:], at[n:]
+	}
+	return nil
+}
+
+// batchOf reads all lines, and at which line each challenge stands.
+func batchOf(in io.Reader, like operator.ChallengeRequest) (asked []operator.ChallengeRequest, at []int, err error) {
 	lines := bufio.NewScanner(in)
 	for n := 1; lines.Scan(); n++ {
 		text := strings.TrimSpace(lines.Text())
@@ -112,35 +142,26 @@ func (a *app) createBatch(cmd *cobra.Command, like operator.ChallengeRequest, pa
 			continue
 		}
 		fields := strings.Split(text, "\t")
+		if _, err := policy.ParseSubject(fields[0]); err != nil {
+			return nil, nil, failed("one subject a line, such as CN=host.example,O=Example Corp", "line %d: not an RFC 4514 subject: %w", n, err)
+		}
 		one := like
 		one.Subject = fields[0]
 		names, err := dnsNames(fields[1:])
 		if err != nil {
-			return failed("after a tab, dns:host.example", "line %d: %w", n, err)
+			return nil, nil, failed("after a tab, dns:host.example", "line %d: %w", n, err)
 		}
 		one.DNS = append(append([]string(nil), like.DNS...), names...)
-		if asked = append(asked, one); len(asked) > maxBatchLines {
-			return failed("split the file", "more than %d lines", maxBatchLines)
+		asked, at = append(asked, one), append(at, n)
+		if len(asked) > maxBatchLines {
+			return nil, nil, failed("split the file", "more than %d lines", maxBatchLines)
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return failed("", "reading the batch: %w", err)
+		return nil, nil, failed("", "reading the batch: %w", err)
 	}
 	if len(asked) == 0 {
-		return failed("one subject a line", "the batch is empty")
+		return nil, nil, failed("one subject a line", "the batch is empty")
 	}
-	for len(asked) > 0 {
-		n := min(len(asked), batchSize)
-		var made []operator.Challenge
-		if err := a.call(cmd.Context(), http.MethodPost, "/api/v1/challenges", asked[:n], &made); err != nil {
-			return err
-		}
-		for _, m := range made {
-			if err := a.batchLine(m); err != nil {
-				return err
-			}
-		}
-		asked = asked[n:]
-	}
-	return nil
+	return asked, at, nil
 }

@@ -8,9 +8,9 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,13 +51,20 @@ func (a *app) auditVerifyCmd() *cobra.Command {
 			if dir == "" {
 				dir = filepath.Join(cfg.State, "audit")
 			}
+			if _, err := os.Stat(filepath.Join(dir, "segments")); err != nil {
+				return failed("--dir names a folder that has segments/; where a log was and is none now, keep the disk as it is", "no log in %s: %w", dir, err)
+			}
 			verifier, err := appliance.AuditVerifier(cfg, trust, dir)
 			if err != nil {
 				return failed("--trust audit.pem", "%w", err)
 			}
 			report, err := audit.Verify(cmd.Context(), dir, audit.VerifyOptions{Verifier: verifier})
 			if damage, ok := errors.AsType[*audit.Damage](err); ok {
-				return failed("the log was changed or damaged: keep the disk as it is, and ask the auditor", "%w", damage)
+				err := failed("the log was changed or damaged: keep the disk as it is, and ask the auditor", "%w", damage)
+				if a.json() {
+					err = errors.Join(err, a.print(map[string]any{"damage": damaged{damage.Segment, damage.Line, damage.Offset, damage.Seq, damage.Why}}, nil))
+				}
+				return err
 			}
 			if err != nil {
 				return failed("", "verifying %s: %w", dir, err)
@@ -68,6 +75,15 @@ func (a *app) auditVerifyCmd() *cobra.Command {
 	verify.Flags().StringVar(&dir, "dir", "", "log `folder` (default: the configuration's)")
 	verify.Flags().StringVar(&trust, "trust", "", "certificate `file` of the audit key (default: the configuration's)")
 	return verify
+}
+
+// damaged is the JSON of a log that is not what it should be.
+type damaged struct {
+	Segment string `json:"segment"`
+	Line    int    `json:"line"`   // within the segment, from 1
+	Offset  int64  `json:"offset"` // of the line, in octets
+	Record  uint64 `json:"record"`
+	Why     string `json:"why"`
 }
 
 func (a *app) auditShowCmd() *cobra.Command {
@@ -82,7 +98,11 @@ func (a *app) auditShowCmd() *cobra.Command {
 			if req != "" {
 				q.Set("req", req)
 			} else {
-				q.Set("serial", strings.ToLower(serial))
+				number, err := serialOf(serial)
+				if err != nil {
+					return err
+				}
+				q.Set("serial", number)
 			}
 			var r operator.Records
 			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/records?"+q.Encode(), nil, &r); err != nil {
@@ -149,11 +169,18 @@ func (a *app) rebuildCmd() *cobra.Command {
 			}
 			r, err := appliance.Rebuild(cmd.Context(), cfg)
 			if err != nil {
-				return failed("stop the service first; the old index stays where it is", "rebuilding: %w", err)
+				hint := "the old index stays where it is; postern audit verify says whether the log is whole"
+				if errors.Is(err, audit.ErrLocked) {
+					hint = "stop the service first; the old index stays where it is"
+				}
+				return failed(hint, "rebuilding: %w", err)
 			}
 			return a.print(r, func(w io.Writer) {
-				_, _ = fmt.Fprintf(w, "the index is true up to record %d\n", r.Next-1)
-				if !r.Same {
+				_, _ = fmt.Fprintf(w, "the index has seen %d records, all of the log\n", r.Next)
+				switch {
+				case r.Same:
+					_, _ = fmt.Fprintln(w, "it is the same as the one before")
+				case r.Kept != "":
 					_, _ = fmt.Fprintf(w, "it differs from the one before, which is kept as %s\n", r.Kept)
 				}
 			})

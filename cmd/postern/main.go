@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"syscall"
@@ -27,6 +28,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // what cannot be interrupted in order is, the second time
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -72,10 +74,26 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	if h.err != nil {
 		_, _ = fmt.Fprintf(errOut, "postern: %v\n", h.err)
 	}
+	if h.hint == "" && h.err != nil {
+		h.hint = fallbackHint(cmd, h.err)
+	}
 	if h.hint != "" {
 		_, _ = fmt.Fprintf(errOut, "postern: hint: %s\n", h.hint)
 	}
 	return max(h.code, 1)
+}
+
+// fallbackHint is for an error that came without one.
+func fallbackHint(cmd *cobra.Command, err error) string {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "is the path right?"
+	case errors.Is(err, fs.ErrPermission):
+		return "root and the service's own user may read it"
+	case errors.Is(err, context.Canceled):
+		return "it was interrupted"
+	}
+	return cmd.CommandPath() + " --help"
 }
 
 // app is what all commands share.
@@ -104,6 +122,7 @@ func newRoot(a *app) *cobra.Command {
 	f.StringVar(&a.socket, "socket", "", "operators' `socket` (default: the configuration's)")
 	f.StringVar(&a.output, "output", "text", "`format`: text or json")
 	root.AddCommand(a.statusCmd(), a.configCmd(), a.challengeCmd(), a.certCmd(), a.auditCmd(), a.policyCmd(), a.rebuildCmd(), a.scepCmd())
+	group(root)
 	for _, c := range root.Commands() {
 		group(c)
 	}
@@ -115,10 +134,14 @@ func group(c *cobra.Command) {
 	if !c.HasSubCommands() {
 		return
 	}
-	c.Args = cobra.ArbitraryArgs
+	c.Args, c.SuggestionsMinimumDistance = cobra.ArbitraryArgs, 2
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return misused(c.CommandPath()+" --help", "no command %q", args[0])
+			hint := c.CommandPath() + " --help"
+			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = c.CommandPath() + " " + near[0]
+			}
+			return misused(hint, "%s has no command %q", c.CommandPath(), args[0])
 		}
 		return misused(c.CommandPath()+" --help", "%s needs a command", c.CommandPath())
 	}

@@ -91,7 +91,7 @@ func (a *app) policyExplainCmd() *cobra.Command {
 				return err
 			}
 			d := set.Decide(authority.FactsOf(profile, csr, time.Now()))
-			e := explanation{profile, d.Issue, d.Digest, d.Checks, d.Reasons}
+			e := explanation{profile, d.Issue, d.Digest, d.Checks, append([]policy.Reason{}, d.Reasons...)}
 			if err := a.print(e, func(w io.Writer) { printExplanation(w, e) }); err != nil {
 				return err
 			}

@@ -1,20 +1,13 @@
 package main
 
 import (
-	"bytes"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -25,141 +18,10 @@ import (
 	"github.com/postern-pki/postern/protocol/scep/client"
 )
 
-// device is what the commands that act as a device share.
-type device struct {
-	url, fingerprint, trust string
-	out                     string
-	keyFile                 string
-	keySize                 int
-}
-
 func (a *app) scepCmd() *cobra.Command {
 	c := &cobra.Command{Use: "scep", Short: "Act as a device: enroll and renew by SCEP"}
 	c.AddCommand(a.scepEnrollCmd(), a.scepRenewCmd(), a.scepCapsCmd(), a.scepCACmd())
 	return c
-}
-
-func (d *device) flags(c *cobra.Command, enrolls bool) {
-	f := c.Flags()
-	f.StringVar(&d.url, "url", "", "the profile's `URL`, such as https://host/scep/wifi")
-	f.StringVar(&d.fingerprint, "ca-fingerprint", "", "`SHA256` of the CA's or root's certificate, hex")
-	f.StringVar(&d.trust, "tls-ca", "", "PEM `file` that the server's TLS is trusted by, beside the system's")
-	if enrolls {
-		f.StringVar(&d.out, "out", "", "new `folder` for key, certificate and CA")
-		f.StringVar(&d.keyFile, "key", "", "PEM `file` with the RSA key (default: a new one)")
-		f.IntVar(&d.keySize, "key-size", 2048, "`bits` of a new RSA key")
-	}
-}
-
-// client makes the SCEP client that the flags ask for.
-func (d *device) client() (*client.Client, error) {
-	if !strings.HasPrefix(d.url, "https://") && !strings.HasPrefix(d.url, "http://") {
-		return nil, misused("--url https://host/scep/PROFILE", "no URL: %q", d.url)
-	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		roots = x509.NewCertPool()
-	}
-	if d.trust != "" {
-		data, err := os.ReadFile(d.trust)
-		if err != nil {
-			return nil, failed("", "reading --tls-ca: %w", err)
-		}
-		if !roots.AppendCertsFromPEM(data) {
-			return nil, failed("", "%s holds no PEM certificate", d.trust)
-		}
-	}
-	return &client.Client{URL: d.url, CAFingerprint: d.fingerprint, HTTP: &http.Client{
-		Timeout:   time.Minute,
-		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}, Proxy: http.ProxyFromEnvironment},
-		CheckRedirect: func(*http.Request, []*http.Request) error {
-			return errors.New("a SCEP server does not redirect")
-		},
-	}}, nil
-}
-
-// key reads the key, or makes one and keeps it before anything is sent: after a
-// lost answer the same request can be sent again.
-func (d *device) key() (*rsa.PrivateKey, error) {
-	var key *rsa.PrivateKey
-	if d.keyFile != "" {
-		var err error
-		if key, err = readKey(d.keyFile); err != nil {
-			return nil, err
-		}
-	} else {
-		if d.keySize < 1024 || d.keySize > 8192 {
-			return nil, misused("--key-size 2048", "an RSA key has 1024 to 8192 bits here")
-		}
-		var err error
-		if key, err = rsa.GenerateKey(rand.Reader, d.keySize); err != nil {
-			return nil, fmt.Errorf("making a key: %w", err)
-		}
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(d.out, 0o700); err != nil {
-		return nil, failed("--out names a folder that is not there yet", "%w", err)
-	}
-	return key, put(filepath.Join(d.out, "key.pem"), "PRIVATE KEY", der, 0o600)
-}
-
-func put(path, kind string, der []byte, mode os.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
-	if err != nil {
-		return err
-	}
-	return errors.Join(pem.Encode(f, &pem.Block{Type: kind, Bytes: der}), f.Close())
-}
-
-func readPEM(path string) ([]byte, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, failed("", "%w", err)
-	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, failed("", "%s is not PEM", path)
-	}
-	return block.Bytes, nil
-}
-
-func readKey(path string) (*rsa.PrivateKey, error) {
-	der, err := readPEM(path)
-	if err != nil {
-		return nil, err
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(der)
-	if err != nil {
-		parsed, err = x509.ParsePKCS1PrivateKey(der)
-	}
-	key, ok := parsed.(*rsa.PrivateKey)
-	if err != nil || !ok {
-		return nil, failed("SCEP answers RSA keys alone", "%s holds no RSA key", path)
-	}
-	return key, nil
-}
-
-// secret reads a challenge from a file or standard input: never from argv, which
-// everybody on the machine can read.
-func (a *app) secret(path string) ([]byte, error) {
-	in := a.in
-	if path != "-" {
-		f, err := os.Open(path)
-		if err != nil {
-			return nil, failed("", "reading the challenge: %w", err)
-		}
-		defer func() { _ = f.Close() }()
-		in = f
-	}
-	const most = 8 << 10
-	data, err := io.ReadAll(io.LimitReader(in, most+1))
-	if err != nil || len(data) > most {
-		return nil, failed("", "a challenge has at most %d bytes", most)
-	}
-	return bytes.TrimRight(data, "\r\n"), nil
 }
 
 func (a *app) scepEnrollCmd() *cobra.Command {
@@ -176,16 +38,16 @@ func (a *app) scepEnrollCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if challenge != "" {
-				if s.Challenge, err = a.secret(challenge); err != nil {
-					return err
-				}
-			}
-			cl, err := d.client()
+			cl, err := d.client(true)
 			if err != nil {
 				return err
 			}
-			key, err := d.key()
+			if challenge != "" {
+				if s.Challenge, err = a.secret(cmd.Context(), challenge); err != nil {
+					return err
+				}
+			}
+			key, err := d.prepare(cmd.Context(), cl)
 			if err != nil {
 				return err
 			}
@@ -217,20 +79,20 @@ func (a *app) scepRenewCmd() *cobra.Command {
 			}
 			old, err := x509.ParseCertificate(der)
 			if err != nil {
-				return failed("", "%s: %w", in, err)
+				return failed("--in names a folder that scep enroll made", "%s: %w", in, err)
 			}
 			oldKey, err := readKey(filepath.Join(in, "key.pem"))
 			if err != nil {
 				return err
 			}
-			cl, err := d.client()
+			cl, err := d.client(true)
 			if err != nil {
 				return err
 			}
 			if same {
 				d.keyFile = filepath.Join(in, "key.pem")
 			}
-			key, err := d.key()
+			key, err := d.prepare(cmd.Context(), cl)
 			if err != nil {
 				return err
 			}
@@ -252,7 +114,7 @@ func subjectOf(text string, san []string) (client.Enrollment, error) {
 	}
 	der, err := policy.EncodeSubject(attrs)
 	if err != nil {
-		return client.Enrollment{}, misused("", "%w", err)
+		return client.Enrollment{}, misused("--subject 'CN=host.example,O=Example Corp'", "%w", err)
 	}
 	names, err := dnsNames(san)
 	return client.Enrollment{RawSubject: der, DNSNames: names}, err
@@ -288,7 +150,7 @@ func (a *app) enrolled(dir string, r *client.Result, err error) error {
 		return failed("the CA's log has all reasons: postern audit show --req ID", "%w", refused)
 	}
 	if err != nil {
-		return failed("the key is in "+dir+": --key sends the same request again", "%w", err)
+		return failed("--key "+filepath.Join(dir, "key.pem")+" with a new --out sends the same request again", "%w", err)
 	}
 	cert := filepath.Join(dir, "cert.pem")
 	if err := put(cert, "CERTIFICATE", r.Certificate.Raw, 0o644); err != nil {
@@ -309,13 +171,13 @@ func (a *app) scepCapsCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use: "getcacaps --url U", Short: "Print the server's capabilities", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := d.client()
+			cl, err := d.client(false)
 			if err != nil {
 				return err
 			}
 			caps, err := cl.Caps(cmd.Context())
 			if err != nil {
-				return failed("", "%w", err)
+				return failed(serverHint(err), "%w", err)
 			}
 			return a.print(caps, func(w io.Writer) { _, _ = fmt.Fprintln(w, strings.Join(caps, "\n")) })
 		},
@@ -329,13 +191,13 @@ func (a *app) scepCACmd() *cobra.Command {
 	c := &cobra.Command{
 		Use: "getcacert --url U --ca-fingerprint SHA256", Short: "Fetch and check the CA's and RA's certificates", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := d.client()
+			cl, err := d.client(true)
 			if err != nil {
 				return err
 			}
 			ca, err := cl.CACert(cmd.Context())
 			if err != nil {
-				return failed("", "%w", err)
+				return failed(serverHint(err), "%w", err)
 			}
 			return a.print(certificates(ca), func(w io.Writer) {
 				for _, c := range certificates(ca) {

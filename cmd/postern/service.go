@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -101,6 +103,9 @@ func (a *app) statusCmd() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var s operator.Status
 			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/status", nil, &s); err != nil {
+				if a.json() {
+					return errors.Join(err, a.print(unreachable{"unreachable", []string{err.Error()}}, nil))
+				}
 				return err
 			}
 			err := a.print(s, func(w io.Writer) { printStatus(w, s) })
@@ -110,6 +115,12 @@ func (a *app) statusCmd() *cobra.Command {
 			return err
 		},
 	}
+}
+
+// unreachable is the JSON of `status` where nobody answers.
+type unreachable struct {
+	State   string   `json:"state"`
+	Reasons []string `json:"reasons"`
 }
 
 func printStatus(w io.Writer, s operator.Status) {
@@ -155,6 +166,12 @@ func (a *app) certCmd() *cobra.Command {
 	list := &cobra.Command{
 		Use: "list", Short: "List certificates, newest first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if limit < 1 || limit > 1000 {
+				return misused("--limit 100", "a list has 1 to 1000 certificates")
+			}
+			if state != "" && !slices.Contains(states(), state) {
+				return misused("--state "+strings.Join(states(), ", "), "no state %q", state)
+			}
 			q := url.Values{}
 			for key, v := range map[string]string{"profile": profile, "subject": subject, "state": state} {
 				if v != "" {
@@ -183,14 +200,18 @@ func (a *app) certCmd() *cobra.Command {
 	f := list.Flags()
 	f.StringVar(&profile, "profile", "", "of this `profile`")
 	f.StringVar(&subject, "subject", "", "with this `text` in the subject")
-	f.StringVar(&state, "state", "", "in this `state`: issued, intended, failed, unknown")
+	f.StringVar(&state, "state", "", "in this `state`: "+strings.Join(states(), ", "))
 	f.IntVar(&limit, "limit", 100, "at most so many, 1 to 1000")
 	f.Uint64Var(&before, "before", 0, "continue a list from its `number`")
 	show := &cobra.Command{
 		Use: "show SERIAL", Short: "Show one certificate", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			serial, err := serialOf(args[0])
+			if err != nil {
+				return err
+			}
 			var c operator.Certificate
-			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/certificates/"+url.PathEscape(args[0]), nil, &c); err != nil {
+			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/certificates/"+serial, nil, &c); err != nil {
 				return err
 			}
 			return a.print(c, func(w io.Writer) { printCertificate(w, c) })
@@ -198,6 +219,18 @@ func (a *app) certCmd() *cobra.Command {
 	}
 	c.AddCommand(list, show)
 	return c
+}
+
+// states are those that a serial number can be in.
+func states() []string { return []string{"intended", "issued", "failed", "unknown"} }
+
+// serialOf reads a serial number as any tool prints it: with colons, in capitals.
+func serialOf(text string) (string, error) {
+	s := strings.ToLower(strings.ReplaceAll(text, ":", ""))
+	if _, err := hex.DecodeString(s); err != nil || s == "" {
+		return "", misused("openssl x509 -in FILE -noout -serial", "no serial number in hex: %q", text)
+	}
+	return s, nil
 }
 
 func printCertificate(w io.Writer, c operator.Certificate) {

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/signal"
@@ -33,7 +34,8 @@ import (
 
 	"github.com/postern-pki/postern/appliance"
 	"github.com/postern-pki/postern/appliance/config"
-	"github.com/postern-pki/postern/policy"
+	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm"
 )
 
 // Exit statuses; the last is sysexits' EX_CONFIG, which a unit does not restart.
@@ -69,16 +71,45 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	_, _ = fmt.Fprintf(errOut, "posternd: %v\n", err)
-	if faults, ok := errors.AsType[*policy.LoadError](err); ok && faults != nil {
-		_, _ = fmt.Fprintf(errOut, "posternd: hint: postern config check --config %s\n", path)
-		return exitConfig
+	code, hint := exitMisused, "posternd --help"
+	if served {
+		code, hint = explain(err, path)
 	}
-	if !served {
-		_, _ = fmt.Fprintln(errOut, "posternd: hint: posternd --help")
-		return exitMisused
+	_, _ = fmt.Fprintf(errOut, "posternd: %v\nposternd: hint: %s\n", err, hint)
+	return code
+}
+
+// A configError is around what is wrong with the configuration.
+type configError struct{ error }
+
+func (e *configError) Unwrap() error { return e.error }
+
+// explain returns the exit status of a service that could not serve, and what
+// to do about it.
+func explain(err error, path string) (code int, hint string) {
+	if _, ok := errors.AsType[*configError](err); ok {
+		return exitConfig, "postern config check --config " + path
 	}
-	return exitFailed
+	if _, ok := errors.AsType[*audit.MaintenanceError](err); ok {
+		return exitFailed, "keep the disk as it is, and ask the auditor"
+	}
+	switch {
+	case errors.Is(err, hsm.ErrModule):
+		return exitFailed, "token.module names the PKCS#11 library; is it installed, and for this machine?"
+	case errors.Is(err, hsm.ErrNoToken):
+		return exitFailed, "is the token plugged in, and token.serial the one of the ceremony?"
+	case errors.Is(err, hsm.ErrPINCount), errors.Is(err, hsm.ErrPIN):
+		return exitFailed, "find out what used a wrong PIN before anything tries again: a token locks itself after a few"
+	case errors.Is(err, audit.ErrLocked):
+		return exitFailed, "another posternd, or postern rebuild, is at work on this state folder"
+	case errors.Is(err, syscall.EADDRINUSE):
+		return exitFailed, "something else listens there: ss -ltnp names it"
+	case errors.Is(err, fs.ErrNotExist):
+		return exitFailed, "is the path right?"
+	case errors.Is(err, fs.ErrPermission):
+		return exitFailed, "may the service's user read and write it?"
+	}
+	return exitFailed, "the lines above have the details"
 }
 
 // gcPercent keeps the service below 100 MB under load (make bench prints it).
@@ -93,7 +124,7 @@ func serve(ctx context.Context, path string, errOut io.Writer) error {
 	}
 	cfg, err := config.Load(path)
 	if err != nil {
-		return err
+		return &configError{err}
 	}
 	if conf := cfg.Token.SoftHSM2Conf; conf != "" {
 		// The module reads it from the environment when it is loaded, once.
