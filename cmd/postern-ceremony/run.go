@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -47,16 +48,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, out, errOut io.Wri
 		return exitDone
 	}
 	_, _ = fmt.Fprintf(errOut, "postern-ceremony: %v\n", err)
-	if hint := hintFor(err); hint != "" {
-		_, _ = fmt.Fprintf(errOut, "postern-ceremony: hint: %s\n", hint)
-	}
+	_, _ = fmt.Fprintf(errOut, "postern-ceremony: hint: %s\n", hintFor(err))
 	if _, ok := errors.AsType[*usageError](err); ok || errors.Is(err, ceremony.ErrUnattended) {
 		return exitMisused
 	}
 	return exitFailed
 }
 
-// hintFor says what to do about an error; "" where nothing is known to help.
+// hintFor says what to do about an error.
 func hintFor(err error) string {
 	if e, ok := errors.AsType[*usageError](err); ok {
 		return e.hint
@@ -77,8 +76,14 @@ func hintFor(err error) string {
 		return "is the token plugged in, and its serial the one in the plan?"
 	case errors.Is(err, ceremony.ErrTranscript):
 		return "compare the transcript with the digest that was kept at the ceremony; do not use the keys until it is clear what happened"
+	case errors.Is(err, fs.ErrNotExist):
+		return "is the path right?"
+	case errors.Is(err, fs.ErrPermission):
+		return "who carries the ceremony out has to be allowed to read and write it"
+	case errors.Is(err, context.Canceled):
+		return "it was interrupted: the transcript, if there is one, says how far it came"
 	default:
-		return ""
+		return "what was said above and the transcript, if there is one, say how far it came"
 	}
 }
 

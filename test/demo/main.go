@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -58,6 +59,11 @@ func run(ctx context.Context, stay bool) (err error) {
 	d := &demo{ctx: ctx, bin: bin}
 	d.step("The ceremony: one plan makes five keys on a new SoftHSM token")
 	began := time.Now()
+	for _, port := range []string{"DEVICE_PORT", "OPERATOR_PORT"} {
+		if n, err := strconv.ParseUint(os.Getenv(port), 10, 16); os.Getenv(port) != "" && (err != nil || n == 0) {
+			return fmt.Errorf("%s is no port: %q", port, os.Getenv(port))
+		}
+	}
 	s, out, err := site.Make(ctx, dir, site.Options{
 		Bin: bin, Plan: "hsm/ceremony/scripts/demo.yaml", DevicePort: env("DEVICE_PORT", "8443"), OperatorPort: env("OPERATOR_PORT", "9443"),
 	})
@@ -168,6 +174,10 @@ Serving devices at %s and operators at https://127.0.0.1:%s. In another terminal
 
 Ctrl-C stops it.
 `, d.url, env("OPERATOR_PORT", "9443"), d.url, d.fingerprint, env("OPERATOR_PORT", "9443"))
-	<-d.ctx.Done()
-	return nil
+	select {
+	case <-d.ctx.Done():
+	case <-d.site.Exited():
+		fmt.Println("The service ended by itself; its journal is demo/posternd.log.")
+	}
+	return nil // stopping says how it ended
 }

@@ -170,6 +170,9 @@ func (s *Site) Tail() string {
 	return string(b[max(0, len(b)-2000):])
 }
 
+// Exited is closed when the service that Start ran has ended, by itself or not.
+func (s *Site) Exited() <-chan struct{} { return s.exited }
+
 // PID is that of the running service.
 func (s *Site) PID() int { return s.cmd.Process.Pid }
 
