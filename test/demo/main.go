@@ -76,7 +76,7 @@ func run(ctx context.Context, stay bool) (err error) {
 	if err := s.Start(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.Stop()) }()
+	defer func() { err = errors.Join(err, s.Stop(), forget(s.Path("demo.json"))) }()
 	if err := d.describe(); err != nil {
 		return err
 	}
@@ -104,6 +104,14 @@ func fresh(dir string) error {
 		return fmt.Errorf("%s is there and is no demo: move it away", dir)
 	}
 	return os.RemoveAll(dir)
+}
+
+// forget removes what is true only while the service runs.
+func forget(path string) error {
+	if err := os.Remove(path); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 type demo struct {
@@ -156,7 +164,11 @@ func (d *demo) describe() error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(d.site.Path("demo.json"), append(info, '\n'), 0o600)
+	// Whoever waits for the file finds all of it.
+	if err := os.WriteFile(d.site.Path("demo.json.new"), append(info, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(d.site.Path("demo.json.new"), d.site.Path("demo.json"))
 }
 
 // stay keeps the service in the foreground until it is interrupted.
