@@ -83,7 +83,9 @@ func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *ve
 		}
 		defer unlock()
 	}
-	if p.worn(ctx, v) {
+	worn, free := p.worn(ctx, q, v)
+	defer free()
+	if worn {
 		entries = append(entries, audit.Entry{Event: store.EventChallenge, Outcome: store.OutRevoked, Request: q.id, Actor: system(),
 			Object: audit.Object{"id": v.challenge.ID, "why": "refused too often"}})
 	}
@@ -93,13 +95,25 @@ func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *ve
 	return protocol.Outcome{RequestID: q.id, Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: v.kind, Say: v.say}}, nil
 }
 
-// worn reports whether this refusal is the last that the challenge survives.
-func (p *Pipeline) worn(ctx context.Context, v *verdict) bool {
+// worn reports whether this refusal is the last that the challenge survives. The
+// challenge is held until free is called: a request that holds it now may be on
+// its way to spend it, and no index could follow a log in which a challenge is
+// revoked first. Such a one is not revoked here; as refused it is either spent, or
+// has been refused as often as one that is.
+func (p *Pipeline) worn(ctx context.Context, q *proven, v *verdict) (yes bool, free func()) {
+	free = func() {}
 	if v.challenge == nil || v.challenge.ID == "" {
-		return false
+		return false, free
 	}
-	r, err := p.index.Challenge(ctx, v.challenge.ID)
-	return err == nil && r.State == challenge.Open && r.Refusals+1 >= challenge.MaxRefusals
+	id, request := v.challenge.ID, requestDigest(q)
+	if v.challenge.Why != whyPolicy { // else this request has it
+		if p.holds.Hold(id, request, p.now().Add(challenge.HoldFor)) != nil {
+			return false, free
+		}
+		free = func() { p.holds.Release(id, request) }
+	}
+	r, err := p.index.Challenge(ctx, id)
+	return err == nil && r.State == challenge.Open && r.Refusals+1 >= challenge.MaxRefusals, free
 }
 
 // Reject implements [protocol.Authority]: what never became a request is

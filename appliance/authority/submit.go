@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"go.uber.org/zap"
@@ -15,9 +16,9 @@ import (
 	"github.com/postern-pki/postern/protocol"
 )
 
-// finishWithin bounds what happens after the intent is durable. It goes on when
-// the device hangs up, so that no intent is left open by that.
-const finishWithin = 15 * time.Second
+// signWithin bounds a signature. It is made also when the device hung up, so that
+// no intent is left open by that.
+const signWithin = 15 * time.Second
 
 // Submit implements [protocol.Authority]: every request goes through the same
 // stages, in this order and no other.
@@ -140,16 +141,21 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 }
 
 // issue is the order that nothing may change: intent durable, sign, result
-// durable. The device may have gone; what was begun is finished all the same.
+// durable. A device that hangs up before is let go; what was begun is finished all
+// the same, and each record is waited for as long as it takes: whoever left while
+// the intent is on its way would let another request spend the same challenge,
+// which no index could follow.
 func (p *Pipeline) issue(ctx context.Context, id string, who audit.Actor, t *issuer.Ticket, intent audit.Object) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("authority: before the intent: %w", err)
+	}
+	ctx = context.WithoutCancel(ctx)
 	serial := t.Intent().Serial
 	line, err := p.log.Append(ctx, audit.Entry{Event: store.EventEnroll, Outcome: store.OutIntent, Request: id, Actor: who, Object: intent})
 	if err != nil {
 		return nil, fmt.Errorf("authority: recording the intent: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishWithin)
-	defer cancel()
-	der, serr := t.Sign(ctx, line.Record.Seq)
+	der, serr := p.sign(ctx, t, line.Record.Seq)
 	if serr != nil {
 		return nil, p.failed(ctx, id, line.Record.Seq, serial, serr)
 	}
@@ -161,6 +167,19 @@ func (p *Pipeline) issue(ctx context.Context, id string, who audit.Actor, t *iss
 		return nil, fmt.Errorf("authority: recording the certificate: %w", err)
 	}
 	return der, nil
+}
+
+// sign makes a panic an error, since the intent has to get its outcome.
+func (p *Pipeline) sign(ctx context.Context, t *issuer.Ticket, intent uint64) (der []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, signWithin)
+	defer cancel()
+	defer func() {
+		if v := recover(); v != nil {
+			p.zap.Error("panic while signing", zap.Any("value", v), zap.ByteString("stack", debug.Stack()))
+			err = errors.New("authority: panic while signing")
+		}
+	}()
+	return t.Sign(ctx, intent)
 }
 
 // failed closes an intent whose signature did not come. A token that did not
