@@ -232,13 +232,17 @@ type asked struct {
 	key                      *rsa.PrivateKey
 	kind                     int    // 19 if 0
 	signer                   []byte // self-signed if nil
+	csr                      []byte // made from the rest if nil
 	signerKey                *rsa.PrivateKey
 }
 
 // request makes what the gate hands over.
 func (w *world) request(a asked) protocol.Request {
 	w.t.Helper()
-	csr := must[[]byte](w.t)(client.NewCSR(a.key, client.CSR{Subject: pkix.Name{CommonName: a.cn}, DNSNames: a.dns, Challenge: a.challenge}))
+	csr := a.csr
+	if csr == nil {
+		csr = must[[]byte](w.t)(client.NewCSR(a.key, client.CSR{Subject: pkix.Name{CommonName: a.cn}, DNSNames: a.dns, Challenge: a.challenge}))
+	}
 	if a.kind == 0 {
 		a.kind = client.PKCSReq
 	}
@@ -257,6 +261,24 @@ func (w *world) request(a asked) protocol.Request {
 	return protocol.Request{Protocol: "scep", Profile: a.profile, Source: "192.0.2.7:4711", Arrived: time.Now(), Proof: protocol.Proof{
 		SignerCert: signed.Signer.Raw, Digest: signed.Digest, SignedAttrs: signed.SignedAttrs, Signature: signed.Signature, Envelope: signed.Content, ContentKey: key,
 	}}
+}
+
+// enroll has a certificate of the profile wifi issued.
+func (w *world) enroll(cn string) (der []byte, key *rsa.PrivateKey) {
+	w.t.Helper()
+	key = deviceKeys()[0]
+	out, err := w.Submit(w.t.Context(), w.request(asked{profile: "wifi", transaction: "enroll " + cn, cn: cn, challenge: w.challenge("wifi", cn), key: key}))
+	if err != nil || out.Status != protocol.Issued {
+		w.t.Fatal(describe(out, err))
+	}
+	return out.Certificates[0], key
+}
+
+// renewal asks for the successor of a certificate.
+func (w *world) renewal(transaction string, der []byte, key, next *rsa.PrivateKey) protocol.Request {
+	w.t.Helper()
+	old := must[*x509.Certificate](w.t)(x509.ParseCertificate(der))
+	return w.request(asked{profile: "wifi", transaction: transaction, cn: old.Subject.CommonName, kind: client.RenewalReq, key: next, signer: der, signerKey: key})
 }
 
 // records returns the log's lines, oldest first, in which keep is true.

@@ -2,6 +2,8 @@ package authority
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 
 	"go.uber.org/zap"
@@ -89,10 +91,29 @@ func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *ve
 		entries = append(entries, audit.Entry{Event: store.EventChallenge, Outcome: store.OutRevoked, Request: q.id, Actor: system(),
 			Object: audit.Object{"id": v.challenge.ID, "why": "refused too often"}})
 	}
-	if _, err := p.log.AppendAll(ctx, entries...); err != nil {
+	_, err := p.log.AppendAll(ctx, entries...)
+	if errors.Is(err, audit.ErrTooLarge) {
+		shorten(o)
+		_, err = p.log.AppendAll(ctx, entries...)
+	}
+	if err != nil {
 		return protocol.Outcome{}, err
 	}
 	return protocol.Outcome{RequestID: q.id, Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: v.kind, Say: v.say}}, nil
+}
+
+// shorten makes room in the record of a refusal, so that nobody escapes the log by
+// asking for much: what is left out has its digest there.
+func shorten(o audit.Object) {
+	const few = 16 // of at most 64 reasons, which quote 256 octets each
+	if facts, err := json.Marshal(o["facts"]); err == nil {
+		delete(o, "facts")
+		o["facts_sha256"] = digest(facts)
+	}
+	if reasons, ok := o["reasons"].([]any); ok && len(reasons) > few {
+		o["reasons"] = reasons[:few]
+		o["reasons_more"] = len(reasons) - few
+	}
 }
 
 // worn reports whether this refusal is the last that the challenge survives. The

@@ -134,6 +134,9 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 	o := store.IntentObject(ticket.Intent(), i)
 	o["kind"], o["policy"], o["facts"], o["by"] = g.kind, d.Digest, audit.Object(f.Object()), g.by
 	der, err := p.issue(ctx, q.id, q.actor(), ticket, o)
+	if errors.Is(err, audit.ErrTooLarge) { // so nothing of it was written
+		return p.refuse(ctx, q, &f, notAllowed("record", "too large", "the request asks for more than a record holds"))
+	}
 	if err != nil {
 		return protocol.Outcome{}, err
 	}
