@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -149,6 +150,7 @@ type world struct {
 	gate  *gate
 	ra    *rsa.PrivateKey
 	raDER []byte
+	ahead atomic.Int64 // nanoseconds by which the clock is ahead
 }
 
 func newWorld(t *testing.T) *world {
@@ -183,7 +185,7 @@ func (w *world) open() {
 	set := must[*policy.Set](t)(policy.Load(policy.Source{Name: "profiles.yaml", Data: []byte(profiles)}))
 	tagger := must[*challenge.Tagger](t)(challenge.NewTagger(bytes.Repeat([]byte{7}, 32)))
 	w.Pipeline = must[*authority.Pipeline](t)(authority.New(authority.Options{
-		Log: w.log, Index: w.index, Policies: set, Tagger: tagger, Issuers: map[string]authority.Issuer{"corp": {Issuer: is}}, Now: time.Now, Zap: zap.NewNop(),
+		Log: w.log, Index: w.index, Policies: set, Tagger: tagger, Issuers: map[string]authority.Issuer{"corp": {Issuer: is}}, Now: func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }, Zap: zap.NewNop(),
 	}))
 }
 

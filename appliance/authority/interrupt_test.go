@@ -2,6 +2,8 @@ package authority_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/postern-pki/postern/appliance/store"
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm/issuer"
 	"github.com/postern-pki/postern/protocol"
 )
 
@@ -111,6 +114,83 @@ func TestAChallengeIsNotRevokedUnderWhoSpendsIt(t *testing.T) {
 			if issued, revoked := w.count("enroll", "issued"), w.count("challenge", "revoked"); issued+revoked != 1 {
 				t.Errorf("%d issued and %d revoked, want one of both", issued, revoked)
 			}
+		})
+	}
+}
+
+// Nobody escapes the log by hanging up.
+func TestWhoHangsUpIsRecorded(t *testing.T) {
+	w := newWorld(t)
+	secret := w.challenge("wifi", "a.corp.example")
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	good := w.request(asked{profile: "wifi", transaction: "1", cn: "a.corp.example", challenge: secret, key: deviceKeys()[0]})
+	if out, err := w.Submit(gone, good); err == nil {
+		t.Errorf("nobody waits for this: %s", describe(out, err))
+	}
+	bad := good
+	bad.Proof.Signature = slices.Clone(bad.Proof.Signature)
+	bad.Proof.Signature[0] ^= 1
+	if out, err := w.Submit(gone, bad); err != nil || out.Status != protocol.Refused {
+		t.Error(describe(out, err))
+	}
+	if rejected, refused := w.count("message", "rejected"), w.count("enroll", "refused"); rejected != 1 || refused != 1 {
+		t.Errorf("%d undecided and %d refused requests recorded, want one of each", rejected, refused)
+	}
+	if out, err := w.Submit(t.Context(), good); err != nil || out.Status != protocol.Issued {
+		t.Errorf("it cost the device its challenge: %s", describe(out, err))
+	}
+	w.sound()
+}
+
+// A panic on the way is recorded, gives back what the request held, and closes
+// its intent.
+func TestAPanicWhileSigningClosesTheIntent(t *testing.T) {
+	w := newWorld(t)
+	r := w.request(asked{profile: "wifi", transaction: "1", cn: "a.corp.example", challenge: w.challenge("wifi", "a.corp.example"), key: deviceKeys()[0]})
+	w.token.before = func(context.Context) error { panic("the module's words") }
+	if out, err := w.Submit(t.Context(), r); err == nil {
+		t.Error(describe(out, err))
+	}
+	w.token.before = nil
+	if out, err := w.Submit(t.Context(), r); err != nil || out.Status != protocol.Issued {
+		t.Errorf("the same request again: %s", describe(out, err))
+	}
+	if n := w.count("enroll", "unknown"); n != 1 {
+		t.Errorf("%d intents with an unknown outcome, want one", n)
+	}
+	w.sound()
+}
+
+// What the token does decides what becomes of the serial and of the challenge.
+func TestAFailedSignatureFreesTheChallenge(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err     error
+		outcome string
+	}{
+		"surely not signed":     {fmt.Errorf("token: %w", issuer.ErrNotSigned), "failed"},
+		"nobody knows":          {errors.New("token: no answer"), "unknown"},
+		"the device's time out": {context.DeadlineExceeded, "unknown"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			r := w.request(asked{profile: "wifi", transaction: "1", cn: "a.corp.example", challenge: w.challenge("wifi", "a.corp.example"), key: deviceKeys()[0]})
+			ctx, hangUp := context.WithCancel(t.Context())
+			w.token.before = func(context.Context) error { hangUp(); return tt.err }
+			if out, err := w.Submit(ctx, r); err == nil {
+				t.Error(describe(out, err))
+			}
+			if n := w.count("enroll", tt.outcome); n != 1 {
+				t.Errorf("%d intents are %s, want one", n, tt.outcome)
+			}
+			if due := w.count("revocation", "due"); (due == 1) != (tt.outcome == "unknown") {
+				t.Errorf("%d serials are to be revoked", due)
+			}
+			w.token.before = nil
+			if out, err := w.Submit(t.Context(), r); err != nil || out.Status != protocol.Issued {
+				t.Errorf("the same request again: %s", describe(out, err))
+			}
+			w.sound()
 		})
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -28,7 +30,7 @@ const whyPolicy challenge.Why = "policy"
 func (v *verdict) and(d policy.Decision, g grant) *verdict {
 	if v == nil {
 		v = &verdict{kind: protocol.NotAllowed}
-		if g.challenge.ID != "" {
+		if g.challenge.ID != "" && !busy(d.Reasons) {
 			v.challenge = &challenge.Refusal{ID: g.challenge.ID, Why: whyPolicy}
 		}
 		if len(d.Reasons) > 0 {
@@ -43,8 +45,23 @@ func (v *verdict) and(d policy.Decision, g grant) *verdict {
 	return v
 }
 
-// refuse records a refusal with all its reasons and answers with one sentence.
+// busy reports whether nothing is wrong but that others came first this minute,
+// which costs no challenge a try: the device is told to come again.
+func busy(reasons []policy.Reason) bool {
+	return !slices.ContainsFunc(reasons, func(r policy.Reason) bool { return r.Rule != rulePerMinute })
+}
+
+// rulePerMinute is policy's rule on how many certificates a profile issues.
+const rulePerMinute = "limits.per_minute"
+
+// recordWithin bounds a record that is made also when its sender hung up.
+const recordWithin = 5 * time.Second
+
+// refuse records a refusal with all its reasons and answers with one sentence. A
+// device that does not wait for that is refused, and counted, all the same.
 func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *verdict) (protocol.Outcome, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
+	defer cancel()
 	reasons := make([]any, 0, len(v.reasons))
 	for _, r := range v.reasons[:min(len(v.reasons), maxReasons)] {
 		reasons = append(reasons, audit.Object{"rule": r.Rule, "saw": cut(r.Saw), "say": r.Say})
@@ -135,6 +152,21 @@ func (p *Pipeline) worn(ctx context.Context, q *proven, v *verdict) (yes bool, f
 	}
 	r, err := p.index.Challenge(ctx, id)
 	return err == nil && r.State == challenge.Open && r.Refusals+1 >= challenge.MaxRefusals, free
+}
+
+// unserved records a request that was neither granted nor refused.
+func (p *Pipeline) unserved(ctx context.Context, id string, r protocol.Request) {
+	why := "fault of the appliance"
+	if ctx.Err() != nil {
+		why = "not decided in time"
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
+	defer cancel()
+	_, err := p.log.Append(ctx, audit.Entry{Event: "message", Outcome: "rejected", Request: id, Actor: audit.Actor{Kind: "device", Source: r.Source},
+		Object: audit.Object{"protocol": r.Protocol, "profile": cut(r.Profile), "why": why, "signer_cert": digest(r.Proof.SignerCert)}})
+	if err != nil {
+		p.zap.Error("a request that was not decided could not be recorded", zap.String("request", id), zap.Error(err))
+	}
 }
 
 // Reject implements [protocol.Authority]: what never became a request is

@@ -20,10 +20,22 @@ import (
 // no intent is left open by that.
 const signWithin = 15 * time.Second
 
-// Submit implements [protocol.Authority]: every request goes through the same
-// stages, in this order and no other.
-func (p *Pipeline) Submit(ctx context.Context, r protocol.Request) (protocol.Outcome, error) {
-	id := newID()
+// Submit implements [protocol.Authority]. A request that comes to no decision is
+// recorded too: by our fault, or because its sender hung up.
+func (p *Pipeline) Submit(ctx context.Context, r protocol.Request) (out protocol.Outcome, err error) {
+	id, decided := newID(), false
+	defer func() {
+		if !decided { // an error, or a panic on its way up
+			p.unserved(ctx, id, r)
+		}
+	}()
+	out, err = p.submit(ctx, id, r)
+	decided = err == nil
+	return out, err
+}
+
+// submit takes every request through the same stages, in this order and no other.
+func (p *Pipeline) submit(ctx context.Context, id string, r protocol.Request) (protocol.Outcome, error) {
 	profile, ok := p.policies.Profile(r.Profile)
 	if !ok {
 		return protocol.Outcome{}, protocol.ErrUnknownProfile
@@ -109,7 +121,7 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 		return protocol.Outcome{}, errors.New("authority: a decision to issue without a template")
 	}
 	if !p.rate.take(q.profile.Name, int64(q.profile.Limits.PerMinute), p.now()) {
-		return p.refuse(ctx, q, &f, notAllowed("limits.per_minute", "reached while deciding", "too many certificates in this minute: try again"))
+		return p.refuse(ctx, q, &f, notAllowed(rulePerMinute, "reached while deciding", "too many certificates in this minute: try again"))
 	}
 	i := store.Issuance{
 		Profile: q.profile.Name, Issuer: q.profile.Issuer, Request: q.id, Names: d.Names().Digest(),
@@ -201,12 +213,14 @@ func (p *Pipeline) failed(ctx context.Context, id string, seq uint64, serial str
 	return fmt.Errorf("authority: signing: %w", serr)
 }
 
-// burnt closes an intent of which nobody knows whether it was signed.
+// burnt closes an intent of which nobody knows whether it was signed. The
+// revocation comes first: should a crash leave that line alone, the intent is
+// still open, and the next start writes both.
 func burnt(id string, seq uint64, serial, why string) []audit.Entry {
 	o := store.ResultObject(seq, serial, nil)
 	o["why"] = why
 	return []audit.Entry{
-		{Event: store.EventEnroll, Outcome: store.OutUnknown, Request: id, Actor: system(), Object: o},
 		{Event: store.EventRevocation, Outcome: store.OutDue, Request: id, Actor: system(), Object: store.RevocationObject(serial, why)},
+		{Event: store.EventEnroll, Outcome: store.OutUnknown, Request: id, Actor: system(), Object: o},
 	}
 }

@@ -243,7 +243,7 @@ func (s *server) records(r *http.Request, _ audit.Actor) (int, any, error) {
 		}
 		req, from = i.Request, i.IntentSeq
 		if i.ResultSeq > 0 {
-			to = i.ResultSeq + 1 // a burnt serial's revocation stands beside its result
+			to = i.ResultSeq
 		}
 	}
 	out := Records{Records: []string{}}
