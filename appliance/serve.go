@@ -7,7 +7,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -62,7 +64,15 @@ func (a *Appliance) openCertificate(ctx context.Context) error {
 			log.Error("renewing the listeners' certificate", zap.Error(err))
 		}
 	}()
-	a.onClose(func(context.Context) error { stop(); <-done; return nil })
+	a.onClose(func(ctx context.Context) error {
+		stop()
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done(): // a certificate is being issued, and the disk does not answer
+			return fmt.Errorf("the listeners' certificate: %w", ctx.Err())
+		}
+	})
 	return nil
 }
 
@@ -84,7 +94,7 @@ func (a *Appliance) issueServer(ctx context.Context, pub crypto.PublicKey, names
 func (a *Appliance) openListeners(context.Context) error {
 	d := a.cfg.Devices
 	devices, err := listen.New(listen.Options{
-		Name: "devices", Listener: a.env.Devices, Address: d.Listen, GetCertificate: a.cert.GetCertificate,
+		Name: "devices", Listener: a.env.Devices, Address: unlessInherited(a.env.Devices, d.Listen), GetCertificate: a.cert.GetCertificate,
 		Handler:        gate.Devices(a.authority, raKeys{a}, a.env.Now, a.env.Zap.Named("scep")),
 		ConnsPerSource: d.ConnsPerSource, MaxConns: d.MaxConns, Log: a.env.Zap.Named("devices"),
 	})
@@ -104,8 +114,11 @@ func (a *Appliance) openListeners(context.Context) error {
 	if a.cfg.Operators.Listen == "" && a.env.Operators == nil {
 		return nil
 	}
+	if a.cfg.OperatorCA == nil {
+		return errors.New("the operators' listener: its socket was inherited, but the configuration names no operators.ca: nobody could be told from a stranger")
+	}
 	operators, err := listen.New(listen.Options{
-		Name: "operators", Listener: a.env.Operators, Address: a.cfg.Operators.Listen, GetCertificate: a.cert.GetCertificate,
+		Name: "operators", Listener: a.env.Operators, Address: unlessInherited(a.env.Operators, a.cfg.Operators.Listen), GetCertificate: a.cert.GetCertificate,
 		ClientCAs: a.cfg.OperatorCA, Handler: a.api(certificateActor), Log: a.env.Zap.Named("operators"),
 	})
 	if err != nil {
@@ -114,6 +127,15 @@ func (a *Appliance) openListeners(context.Context) error {
 	a.operator = operators.Addr()
 	a.serve(operators)
 	return nil
+}
+
+// unlessInherited is the address to listen on: none where the service manager has
+// opened the socket, whatever the configuration says.
+func unlessInherited(l net.Listener, address string) string {
+	if l != nil {
+		return ""
+	}
+	return address
 }
 
 func (a *Appliance) serve(s server) {

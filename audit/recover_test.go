@@ -307,6 +307,25 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// TestABootThatNobodyTells: where the kernel's word is hidden, who starts the
+// service says which boot it is; unknown is never the same as before.
+func TestABootThatNobodyTells(t *testing.T) {
+	for boot, same := range map[string]bool{"5f2b": true, "unknown": false} {
+		dir := t.TempDir()
+		o := options(t, dir, nil)
+		o.Boot = boot
+		l := open(t, o)
+		appendN(t, l, 1)
+		closeLog(t, l)
+		if r := open(t, o).Recovered(); r.SameBoot != same {
+			t.Errorf("%s: same boot %v, want %v", boot, r.SameBoot, same)
+		}
+		if got := readAll(t, dir)[1].Record.Boot; got != boot {
+			t.Errorf("the record says boot %q, want %q", got, boot)
+		}
+	}
+}
+
 // TestAStartThatWasCutShort: what a start records before it is complete does not
 // hide from the next one that the machine was started since the service ran.
 func TestAStartThatWasCutShort(t *testing.T) {

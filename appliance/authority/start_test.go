@@ -103,7 +103,9 @@ func TestOpenChallengesAreVoidAfterTheMachineStopped(t *testing.T) {
 					t.Error(describe(out, err))
 				}
 			}
-			first := w.records(func(r audit.Record) bool { return r.Event == "system.unclean" || r.Event == "revocation" || r.Outcome == "revoked" || r.Event == "system.start" })
+			first := w.records(func(r audit.Record) bool {
+				return r.Event == "system.unclean" || r.Event == "revocation" || r.Outcome == "revoked" || r.Event == "system.start"
+			})
 			if !tt.begin.Clean && first[0].Event != "system.unclean" {
 				t.Errorf("%s came before system.unclean", first[0].Event)
 			}

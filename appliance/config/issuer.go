@@ -1,10 +1,10 @@
 package config
 
 import (
+	"bytes"
+	"crypto/x509"
 	"fmt"
 	"time"
-
-	"crypto/x509"
 )
 
 // issuer reads an issuer's certificates and checks that they belong together.
@@ -67,4 +67,19 @@ func (l *loader) generation(at string, i LoadedIssuer) {
 	if err := below.CheckSignatureFrom(below); err != nil {
 		l.fault(at+".chain", "does not end in a root: devices are given the whole chain", "")
 	}
+}
+
+// vouchedFor reports whether who trusts root would believe the issuer's devices:
+// root has the key of the CA or of one above it, whatever its certificate says, or
+// it signed one of them.
+func (i LoadedIssuer) vouchedFor(root *x509.Certificate) bool {
+	for _, c := range append([]*x509.Certificate{i.CA}, i.Chain...) {
+		if c == nil {
+			continue // a fault of its own
+		}
+		if bytes.Equal(c.RawSubjectPublicKeyInfo, root.RawSubjectPublicKeyInfo) || c.CheckSignatureFrom(root) == nil {
+			return true
+		}
+	}
+	return false
 }
