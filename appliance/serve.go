@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -147,6 +148,9 @@ func (a *Appliance) api(actor func(*http.Request) (audit.Actor, bool)) http.Hand
 	return operator.NewHandler(operator.Options{
 		Acts: a.authority, Index: a.index, Log: a.log, Status: a.status, Actor: actor, Zap: a.env.Zap.Named("operator"),
 		Scan: func(from uint64, fn func(audit.Line) error) error { return audit.Scan(a.auditDir(), from, fn) },
+		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {
+			return audit.Find(ctx, a.auditDir(), request, limit)
+		},
 	})
 }
 
@@ -221,7 +225,11 @@ func (a *Appliance) status(context.Context) operator.Status {
 	}
 	degraded := func(why string) { s.State, s.Reasons = operator.Degraded, append(s.Reasons, why) }
 	if err := a.log.Healthy(); err != nil {
-		degraded("the log cannot be written, nothing is issued: " + err.Error())
+		why := "the log cannot be written, and nothing is issued until the service is started again: " + err.Error()
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			why = "the disk is full: make room, then start the service again; until then nothing is issued: " + err.Error()
+		}
+		degraded(why)
 	}
 	if err := a.token.Healthy(); err != nil {
 		degraded("the token: " + err.Error())
