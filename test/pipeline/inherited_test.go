@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postern-pki/postern/protocol/scep/client"
 	"github.com/postern-pki/postern/test/site"
 )
 
@@ -66,7 +68,7 @@ func TestInheritedSocketsAreServed(t *testing.T) {
 	}
 	for address, asks := range map[string]bool{devices: false, operators: true} {
 		asked := false
-		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { //nolint:gosec // who answers is not what is tested
+		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			asked = true
 			return &tls.Certificate{}, nil
 		}}}
@@ -79,6 +81,7 @@ func TestInheritedSocketsAreServed(t *testing.T) {
 			t.Errorf("%s: asked for a client certificate: %v, want %v", address, asked, asks)
 		}
 	}
+	devicesAreNoOperators(t, s, "https://"+devices+"/scep/demo", "https://"+operators+"/api/v1/status")
 	if err := cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
@@ -100,5 +103,29 @@ func TestInheritedSocketsAreServed(t *testing.T) {
 	_, _, cmd, said = inherit(t, s)
 	if err := cmd.Wait(); err == nil || !strings.Contains(said.String(), "was inherited, but the configuration names no operators.ca") {
 		t.Errorf("an operators' socket without an operator CA: %v\n%s", err, said)
+	}
+}
+
+// devicesAreNoOperators shows a device's certificate, which the service itself
+// issued, where operators are asked for theirs.
+func devicesAreNoOperators(t *testing.T, s *site.Site, enrollURL, operatorURL string) {
+	t.Helper()
+	const cn = "phone.demo.example"
+	key := newKey(t, 2048)
+	c := must[site.Challenge](t)(s.NewChallenge(t.Context(), "demo", "CN="+cn))
+	d := client.Client{URL: enrollURL, HTTP: must[*http.Client](t)(s.HTTP()), CAFingerprint: must[string](t)(s.Fingerprint(t.Context()))}
+	r := must[*client.Result](t)(d.Enroll(t.Context(), client.Enrollment{Key: key, Subject: name(cn), Challenge: []byte(c.Challenge)}))
+	operator := must[tls.Certificate](t)(tls.LoadX509KeyPair(s.Path("ceremony", "operator.pem"), s.Path("ceremony", "operator.key")))
+	for who, tt := range map[string]struct {
+		cert tls.Certificate
+		ok   bool
+	}{"an operator": {operator, true}, "a device": {tls.Certificate{Certificate: [][]byte{r.Certificate.Raw}, PrivateKey: key}, false}} {
+		resp, err := must[*http.Client](t)(s.HTTP(tt.cert)).Get(operatorURL)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		if (err == nil && resp.StatusCode == http.StatusOK) != tt.ok {
+			t.Errorf("%s is answered: %v", who, err)
+		}
 	}
 }
