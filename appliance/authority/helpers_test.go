@@ -353,3 +353,10 @@ func describe(o protocol.Outcome, err error) string {
 	}
 	return o.Status.String()
 }
+
+// openEnvelope returns the CSR of a request.
+func openEnvelope(t testing.TB, r protocol.Request) []byte {
+	t.Helper()
+	envelope := must[*cms.Envelope](t)(cms.ParseEnvelope(must[[]byte](t)(cms.DER(r.Proof.Envelope, cms.DefaultLimits()))))
+	return must[[]byte](t)(envelope.Open(r.Proof.ContentKey))
+}
