@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -191,7 +192,7 @@ func (w *world) open() {
 
 // certificate makes a certificate once and reads it the other times.
 func (w *world) certificate(path string, c, parent *x509.Certificate, pub crypto.PublicKey) []byte {
-	if data, err := readFile(path); err == nil {
+	if data, err := os.ReadFile(path); err == nil {
 		block, _ := pem.Decode(data)
 		return block.Bytes
 	}

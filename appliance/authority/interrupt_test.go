@@ -17,8 +17,6 @@ import (
 	"github.com/postern-pki/postern/protocol"
 )
 
-func readFile(path string) ([]byte, error) { return os.ReadFile(path) }
-
 func writeFile(t testing.TB, path string, data []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, data, 0o600); err != nil {
