@@ -225,11 +225,7 @@ func (a *Appliance) status(context.Context) operator.Status {
 	}
 	degraded := func(why string) { s.State, s.Reasons = operator.Degraded, append(s.Reasons, why) }
 	if err := a.log.Healthy(); err != nil {
-		why := "the log cannot be written, and nothing is issued until the service is started again: " + err.Error()
-		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-			why = "the disk is full: make room, then start the service again; until then nothing is issued: " + err.Error()
-		}
-		degraded(why)
+		degraded(noLog(err))
 	}
 	if err := a.token.Healthy(); err != nil {
 		degraded("the token: " + err.Error())
@@ -252,6 +248,14 @@ func (a *Appliance) status(context.Context) operator.Status {
 		s.Profiles = append(s.Profiles, operator.StatusProfile{Name: name, URL: a.DeviceURL(name)})
 	}
 	return s
+}
+
+// noLog says what a log that failed asks of a person.
+func noLog(err error) string {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return "the disk is full: make room, then start the service again; until then nothing is issued: " + err.Error()
+	}
+	return "the log cannot be written, and nothing is issued until the service is started again: " + err.Error()
 }
 
 // DeviceURL is what the devices of a profile are told.
