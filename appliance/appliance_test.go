@@ -8,6 +8,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/postern-pki/postern/audit"
 )
@@ -22,6 +25,29 @@ func (fullDisk) Follow(_ context.Context, batch []audit.Line) error {
 		return nil
 	}
 	return &os.PathError{Op: "write", Path: "index.db", Err: syscall.ENOSPC}
+}
+
+// stuck is a listener with a request that does not end.
+type stuck struct{}
+
+func (stuck) Serve() error { return nil }
+
+func (stuck) Shutdown(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+
+// A request that does not end leaves the log time to record the stop.
+func TestARequestThatHangsDoesNotHideTheStop(t *testing.T) {
+	a := &Appliance{env: Env{Zap: zap.NewNop()}}
+	recorded := false
+	a.onClose(func(ctx context.Context) error {
+		recorded = true
+		return ctx.Err()
+	})
+	a.serve(stuck{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := a.Close(ctx); err != nil || !recorded {
+		t.Errorf("stop recorded: %v, %v", recorded, err)
+	}
 }
 
 // A full disk stops the service for good: who asks is told what to do.

@@ -139,9 +139,23 @@ func unlessInherited(l net.Listener, address string) string {
 	return address
 }
 
+// drainWithin bounds how long each listener waits for its requests at a stop. What
+// is left of the time is the log's: a stop that it does not know of makes every
+// open challenge void after the machine was started.
+const drainWithin = 3 * time.Second
+
 func (a *Appliance) serve(s server) {
 	a.servers = append(a.servers, s)
-	a.onClose(s.Shutdown)
+	a.onClose(func(ctx context.Context) error {
+		within, cancel := context.WithTimeout(ctx, drainWithin)
+		defer cancel()
+		err := s.Shutdown(within)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			a.env.Zap.Warn("requests were cut off by the stop", zap.Error(err))
+			return nil
+		}
+		return err
+	})
 }
 
 func (a *Appliance) api(actor func(*http.Request) (audit.Actor, bool)) http.Handler {
