@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -107,12 +108,15 @@ func (k *token) SignCertificate(ctx context.Context, _ string, tbs []byte, _ uin
 	return ecdsa.SignASN1(rand.Reader, k.key, sum[:])
 }
 
-// gate is a follower that can hold a line up after it is durable.
+var errFull = errors.New("no space left on device")
+
+// gate is a follower that can hold a line up after it is durable, or refuse it.
 type gate struct {
 	audit.Follower
 	mu   sync.Mutex
 	next uint64
 	at   func(audit.Line)
+	fail string // the outcome of a line at which the disk is full
 }
 
 func (g *gate) Next(context.Context) (uint64, error) {
@@ -123,10 +127,13 @@ func (g *gate) Next(context.Context) (uint64, error) {
 
 func (g *gate) Follow(_ context.Context, batch []audit.Line) error {
 	g.mu.Lock()
-	at := g.at
+	at, fail := g.at, g.fail
 	g.next = batch[len(batch)-1].Record.Seq + 1
 	g.mu.Unlock()
 	for _, l := range batch {
+		if fail != "" && l.Record.Outcome == fail {
+			return errFull
+		}
 		if at != nil {
 			at(l)
 		}
@@ -203,6 +210,9 @@ func (w *world) certificate(path string, c, parent *x509.Certificate, pub crypto
 
 func (w *world) close() {
 	w.gate.when(nil)
+	w.gate.mu.Lock()
+	w.gate.fail = ""
+	w.gate.mu.Unlock()
 	ctx := context.Background()
 	if err := w.log.Close(ctx); err != nil && w.log.Healthy() == nil {
 		w.t.Error(err)
