@@ -54,8 +54,9 @@ func busy(reasons []policy.Reason) bool {
 // rulePerMinute is policy's rule on how many certificates a profile issues.
 const rulePerMinute = "limits.per_minute"
 
-// recordWithin bounds a record that is made also when its sender hung up.
-const recordWithin = 5 * time.Second
+// recordWithin bounds a record that is made also when its sender hung up. A token
+// that hangs keeps the log busy with a checkpoint for 10 s.
+const recordWithin = 15 * time.Second
 
 // refuse records a refusal with all its reasons and answers with one sentence. A
 // device that does not wait for that is refused, and counted, all the same.

@@ -28,7 +28,7 @@ const (
 	maxBody    = 4 << 20
 	maxRecords = 1000
 	actWithin  = 30 * time.Second
-	noteWithin = 5 * time.Second
+	noteWithin = 15 * time.Second // a checkpoint may keep the log busy for 10 s
 )
 
 type (
