@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -179,7 +180,8 @@ func Encode(r Record) (Line, error) {
 	if err != nil {
 		return Line{}, err
 	}
-	return p.place(r.Seq, r.Prev, r.Time, r.Boot, r.Mono)
+	line, _, err := p.place(nil, r.Seq, r.Prev, r.Time, r.Boot, r.Mono)
+	return line, err
 }
 
 // prepared is an entry with everything encoded that does not depend on its
@@ -207,7 +209,7 @@ func prepare(e Entry) (*prepared, error) {
 		return nil, fmt.Errorf("audit: actor: %w", err)
 	}
 	// As a field of the line, so that it is as deep here as where it is read.
-	enc, err := jcs.Append(nil, map[string]any{"ob": plain(ob)})
+	enc, err := jcs.Append(make([]byte, 0, objectSize), map[string]any{"ob": plain(ob)})
 	if err != nil {
 		return nil, fmt.Errorf("audit: object of %s: %w", e.Event, err)
 	}
@@ -235,11 +237,18 @@ func text(s string) string {
 	return string([]rune(s))
 }
 
-// place puts the pieces together; the keys are in canonical order.
-func (p *prepared) place(seq uint64, prev string, t time.Time, boot string, mono int64) (Line, error) {
+// objectSize holds the object of most records without growing, in octets.
+const objectSize = 2 << 10
+
+// most is more than the octets of the line, where boot and request are short.
+func (p *prepared) most() int { return len(p.head) + len(p.body) + 512 }
+
+// place puts the pieces together behind what is in dst, and returns the line, and
+// all of what it is a part of; the keys are in canonical order.
+func (p *prepared) place(dst []byte, seq uint64, prev string, t time.Time, boot string, mono int64) (Line, []byte, error) {
 	t = t.UTC().Truncate(time.Microsecond)
-	b := make([]byte, 0, len(p.head)+len(p.body)+512)
-	b = append(b, p.head...)
+	start := len(dst)
+	b := append(slices.Grow(dst, p.most()), p.head...)
 	b = jcs.AppendString(append(b, `,"boot":`...), boot)
 	b = jcs.AppendString(append(b, `,"ev":`...), p.entry.Event)
 	b = strconv.AppendInt(append(b, `,"mono":`...), mono, 10)
@@ -250,13 +259,13 @@ func (p *prepared) place(seq uint64, prev string, t time.Time, boot string, mono
 	b = jcs.AppendString(append(b, `,"t":`...), t.Format(timeForm))
 	b = append(b, `,"v":1}`...)
 	b = append(b, '\n')
-	if len(b) > MaxLine {
-		return Line{}, ErrTooLarge
+	if len(b)-start > MaxLine {
+		return Line{}, dst, ErrTooLarge
 	}
-	return Line{Raw: b, Record: Record{
+	return Line{Raw: b[start:len(b):len(b)], Record: Record{
 		Version: 1, Seq: seq, Prev: prev, Time: t, Boot: boot, Mono: mono,
 		Event: p.entry.Event, Outcome: p.entry.Outcome, Request: p.entry.Request, Actor: p.entry.Actor, Object: p.object,
-	}}, nil
+	}}, b, nil
 }
 
 // ParseLine reads a line with its LF. It accepts the canonical form alone, with

@@ -27,9 +27,15 @@ func (l *Log) write(entries []*prepared, clock bool) ([]Line, error) {
 	}
 	next := l.w.chain.Clone()
 	lines := make([]Line, 0, len(entries))
-	var buf []byte
+	size := 0
 	for _, p := range entries {
-		line, err := p.place(next.size, hex.EncodeToString(next.prev[:]), now, l.w.boot, mono)
+		size += p.most()
+	}
+	buf := make([]byte, 0, size) // the lines are parts of it
+	for _, p := range entries {
+		var line Line
+		var err error
+		line, buf, err = p.place(buf, next.size, hex.EncodeToString(next.prev[:]), now, l.w.boot, mono)
 		if err == nil {
 			err = next.Step(line)
 		}
@@ -37,7 +43,6 @@ func (l *Log) write(entries []*prepared, clock bool) ([]Line, error) {
 			return nil, err
 		}
 		lines = append(lines, line)
-		buf = append(buf, line.Raw...)
 	}
 	if _, err := l.w.out.Write(buf); err != nil {
 		return nil, fmt.Errorf("writing segment %s: %w", l.w.name, err)

@@ -134,25 +134,29 @@ const hexDigits = "0123456789abcdef"
 
 // AppendString appends s as a canonical JSON string (RFC 8785, section 3.2.2.2).
 func AppendString(dst []byte, s string) []byte {
-	dst = append(dst, '"')
+	dst = append(slices.Grow(dst, len(s)+2), '"')
+	plain := 0 // from here on nothing needs another form
 	for i := 0; i < len(s); {
 		c := s[i]
-		if c >= utf8.RuneSelf {
-			r, n := utf8.DecodeRuneInString(s[i:])
-			dst = utf8.AppendRune(dst, r) // U+FFFD where s is no UTF-8
-			i += n
+		if c >= 0x20 && c < utf8.RuneSelf && c != '"' && c != '\\' {
+			i++
 			continue
 		}
-		if e := escapeOf(c); e != 0 {
+		dst = append(dst, s[plain:i]...)
+		switch e := escapeOf(c); {
+		case c >= utf8.RuneSelf:
+			r, n := utf8.DecodeRuneInString(s[i:])
+			dst = utf8.AppendRune(dst, r) // U+FFFD where s is no UTF-8
+			i += n - 1
+		case e != 0:
 			dst = append(dst, '\\', e)
-		} else if c < 0x20 {
+		default:
 			dst = append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
-		} else {
-			dst = append(dst, c)
 		}
 		i++
+		plain = i
 	}
-	return append(dst, '"')
+	return append(append(dst, s[plain:]...), '"')
 }
 
 // escapeOf returns the letter of a two-character escape, or 0.

@@ -6,8 +6,8 @@
 //
 // A [Ticket] comes from [Issuer.Prepare] alone and signs once, also where the
 // first attempt failed. Its [Ticket.Intent] has every byte that will be signed.
-// A certificate that [Ticket.Sign] returns was verified against the CA's key and
-// holds exactly those bytes. [Check] and [Limits.Check] are the other side: what
+// A certificate that [Ticket.Sign] returns holds exactly those bytes, and a
+// signature that its [Signer] has verified. [Check] and [Limits.Check] are the other side: what
 // the holder of the key asks before it signs.
 //
 // # What it does not protect against
@@ -51,7 +51,7 @@ var (
 	ErrTemplate  = errors.New("issuer: the template sets what only the issuer may")
 	ErrException = errors.New("issuer: no lint rule of that name can be excepted")
 	ErrUsed      = errors.New("issuer: the ticket was used before")
-	ErrSignature = errors.New("issuer: the signature does not verify against the CA's key")
+	ErrSignature = errors.New("issuer: the signer's answer is no signature")
 	ErrMismatch  = errors.New("issuer: the bytes are not those of the intent")
 	ErrNotSigned = errors.New("issuer: nothing was signed")
 )
@@ -71,7 +71,8 @@ func (e *LintError) Error() string {
 // Signer holds the CA's key. It gets the whole TBSCertificate and the number of
 // the record that committed to it, never a digest, and may refuse. It must not
 // change or keep tbs. The signature is as it stands in a certificate: DER for
-// ECDSA, PKCS#1 v1.5 for RSA. An error wraps [ErrNotSigned] where the key was
+// ECDSA, PKCS#1 v1.5 for RSA; it was verified against the key before it is
+// returned, so that a fault of the token gives nothing away. An error wraps [ErrNotSigned] where the key was
 // certainly not used; after any other the serial number is burnt.
 type Signer interface {
 	SignCertificate(ctx context.Context, issuer string, tbs []byte, intent uint64) (signature []byte, err error)

@@ -246,20 +246,14 @@ func Envelop(rand io.Reader, content []byte, to *Certificate, c Cipher) ([]byte,
 
 // marshalEnvelope writes an EnvelopedData of version 0 with one recipient.
 func marshalEnvelope(to *Certificate, c cipherInfo, iv, wrapped, text []byte) ([]byte, error) {
-	var b cryptobyte.Builder
-	addContentInfo(&b, oidEnvelopedData, func(b *cryptobyte.Builder) {
+	b := cryptobyte.NewBuilder(make([]byte, 0, len(text)+len(wrapped)+len(to.RawIssuer)+256))
+	addContentInfo(b, oidEnvelopedData, func(b *cryptobyte.Builder) {
 		b.AddASN1Int64(0)
 		b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
 			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 				b.AddASN1Int64(0)
-				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-					b.AddBytes(to.RawIssuer)
-					b.AddASN1(cbasn1.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(to.RawSerial) })
-				})
-				b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-					b.AddASN1ObjectIdentifier(OIDRSAEncryption)
-					b.AddASN1NULL()
-				})
+				addIssuerAndSerial(b, to)
+				addAlgorithm(b, OIDRSAEncryption, true)
 				b.AddASN1OctetString(wrapped)
 			})
 		})

@@ -79,7 +79,7 @@ func transaction(s string) cms.Attribute {
 
 func sign(t testing.TB, h holder, o cms.SignOptions) []byte {
 	t.Helper()
-	o.Certificate, o.Key = h.cert, h.key
+	o.Certificate, o.Key = h.parsed(t), h.key
 	if o.Digest == 0 {
 		o.Digest = crypto.SHA256
 	}

@@ -1,14 +1,15 @@
 package cms
 
 import (
+	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/asn1"
 	"fmt"
-	"math/big"
 	"slices"
+	"time"
 
 	"github.com/smallstep/pkcs7"
 	"golang.org/x/crypto/cryptobyte"
@@ -17,7 +18,7 @@ import (
 
 // SignOptions say what [Sign] makes.
 type SignOptions struct {
-	Certificate []byte        // the signer's, DER; it stands first in the message
+	Certificate *Certificate  // the signer's; it stands first in the message
 	Chain       [][]byte      // further certificates, DER; their order is kept
 	Key         crypto.Signer // RSA or ECDSA; must be the certificate's
 	Digest      crypto.Hash   // SHA-1, SHA-256, SHA-384 or SHA-512
@@ -25,92 +26,173 @@ type SignOptions struct {
 	Content     []byte        // nil leaves eContent out, as RFC 8894, section 3.3.2.2 wants for FAILURE and PENDING
 }
 
-// Sign makes a SignedData with one signer, a ContentInfo in DER but for the order
-// of the certificates, which is as given: clients take the first for the
-// signer's. The key signs once. With an RSA key the SignerInfo says
-// rsaEncryption, the name that every client knows (RFC 3370, section 3.2).
+// Sign makes a SignedData with one signer (RFC 5652, section 5.1), a ContentInfo
+// in DER but for the order of the certificates, which is as given: clients take
+// the first for the signer's. The key signs once. With an RSA key the SignerInfo
+// says rsaEncryption, the name that every client knows (RFC 3370, section 3.2).
 func Sign(o SignOptions) ([]byte, error) {
-	cert, err := o.check()
-	if err != nil {
+	if err := o.check(); err != nil {
 		return nil, err
 	}
 	h, ok := findHash(func(a hashAlgorithm) bool { return a.hash == o.Digest })
 	if !ok || o.Digest == crypto.SHA224 {
 		return nil, fmt.Errorf("%w: signing with %v", ErrAlgorithm, o.Digest)
 	}
-	data, err := pkcs7.NewSignedData(o.Content)
+	attrs, err := o.signedAttributes()
+	if err != nil {
+		return nil, err
+	}
+	hash := o.Digest.New()
+	hash.Write(attrs)
+	signature, err := o.Key.Sign(rand.Reader, hash.Sum(nil), o.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("cms: signing: %w", err)
 	}
-	data.SetDigestAlgorithm(h.digest)
-	var config pkcs7.SignerInfoConfig
-	for _, a := range o.Attributes {
-		config.ExtraSignedAttributes = append(config.ExtraSignedAttributes, pkcs7.Attribute{Type: a.Type, Value: asn1.RawValue{FullBytes: a.Value}})
-	}
-	if err := data.AddSigner(cert, o.Key, config); err != nil {
-		return nil, fmt.Errorf("cms: signing: %w", err)
-	}
-	if _, ok := o.Key.Public().(*rsa.PublicKey); ok {
-		// AddSigner pays no heed to SetEncryptionAlgorithm: it names the digest too.
-		data.GetSignedData().SignerInfos[0].DigestEncryptionAlgorithm = pkix.AlgorithmIdentifier{Algorithm: OIDRSAEncryption, Parameters: asn1.NullRawValue}
-	}
+	size := len(attrs) + len(signature) + len(o.Content) + len(o.Certificate.Raw) + 512
 	for _, der := range o.Chain {
-		data.AddCertificate(&x509.Certificate{Raw: der})
+		size += len(der)
 	}
-	if o.Content == nil {
-		data.Detach()
-	}
-	out, err := data.Finish()
+	b := cryptobyte.NewBuilder(make([]byte, 0, size))
+	addContentInfo(b, oidSignedData, func(b *cryptobyte.Builder) {
+		b.AddASN1Int64(1)
+		b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { addAlgorithm(b, h.digest, false) })
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(oidData)
+			if o.Content != nil {
+				b.AddASN1(tagExplicit0, func(b *cryptobyte.Builder) { b.AddASN1OctetString(o.Content) })
+			}
+		})
+		b.AddASN1(tagExplicit0, func(b *cryptobyte.Builder) {
+			b.AddBytes(o.Certificate.Raw)
+			for _, der := range o.Chain {
+				b.AddBytes(der)
+			}
+		})
+		b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) { o.addSignerInfo(b, h, attrs, signature) })
+	})
+	out, err := b.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("cms: signing: %w", err)
 	}
 	return out, nil
 }
 
-// check returns the signer's certificate with the fields that AddSigner reads.
-// It need not be one that crypto/x509 accepts.
-func (o SignOptions) check() (*x509.Certificate, error) {
+// addSignerInfo writes a SignerInfo of version 1 (RFC 5652, section 5.3).
+func (o SignOptions) addSignerInfo(b *cryptobyte.Builder, h hashAlgorithm, attrs, signature []byte) {
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1Int64(1)
+		addIssuerAndSerial(b, o.Certificate)
+		addAlgorithm(b, h.digest, false)
+		b.AddBytes([]byte{byte(tagExplicit0)}) // in the place of the tag of a SET OF
+		b.AddBytes(attrs[1:])
+		if _, ok := o.Key.Public().(*rsa.PublicKey); ok {
+			addAlgorithm(b, OIDRSAEncryption, true)
+		} else {
+			addAlgorithm(b, h.withECDSA, false)
+		}
+		b.AddASN1OctetString(signature)
+	})
+}
+
+// signedAttributes returns them as they are signed, in DER: a SET OF, sorted (RFC
+// 5652, section 5.4).
+func (o SignOptions) signedAttributes() ([]byte, error) {
+	hash := o.Digest.New()
+	hash.Write(o.Content)
+	list := make([][]byte, 0, len(o.Attributes)+3)
+	var failed error
+	add := func(kind asn1.ObjectIdentifier, value cryptobyte.BuilderContinuation) {
+		var b cryptobyte.Builder
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(kind)
+			b.AddASN1(cbasn1.SET, value)
+		})
+		der, err := b.Bytes()
+		if err != nil && failed == nil {
+			failed = fmt.Errorf("cms: attribute %v: %w", kind, err)
+		}
+		list = append(list, der)
+	}
+	add(oidContentType, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(oidData) })
+	add(oidMessageDigest, func(b *cryptobyte.Builder) { b.AddASN1OctetString(hash.Sum(nil)) })
+	add(oidSigningTime, func(b *cryptobyte.Builder) { addTime(b, time.Now()) })
+	for _, a := range o.Attributes {
+		add(a.Type, func(b *cryptobyte.Builder) { b.AddBytes(a.Value) })
+	}
+	if failed != nil {
+		return nil, failed
+	}
+	slices.SortFunc(list, bytes.Compare)
+	all := slices.Concat(list...)
+	return append(appendHeader(make([]byte, 0, len(all)+4), byte(cbasn1.SET), len(all)), all...), nil
+}
+
+// addTime writes a Time: UTCTime until 2049, GeneralizedTime after (RFC 5652,
+// section 11.3).
+func addTime(b *cryptobyte.Builder, t time.Time) {
+	t = t.UTC()
+	if t.Year() < 2050 {
+		b.AddASN1UTCTime(t)
+	} else {
+		b.AddASN1GeneralizedTime(t)
+	}
+}
+
+// addAlgorithm writes an AlgorithmIdentifier, without parameters or with NULL:
+// without for digests (RFC 5754, section 2) and ECDSA (RFC 5753, section 2.1.1), with
+// for rsaEncryption (RFC 3370, section 3.2).
+func addAlgorithm(b *cryptobyte.Builder, kind asn1.ObjectIdentifier, null bool) {
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(kind)
+		if null {
+			b.AddASN1NULL()
+		}
+	})
+}
+
+// addIssuerAndSerial writes an IssuerAndSerialNumber (RFC 5652, section 10.2.4),
+// octet for octet as the certificate has them.
+func addIssuerAndSerial(b *cryptobyte.Builder, c *Certificate) {
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(c.RawIssuer)
+		b.AddASN1(cbasn1.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(c.RawSerial) })
+	})
+}
+
+// check looks at what is to be written as it is given. The certificate need not
+// be one that crypto/x509 accepts.
+func (o SignOptions) check() error {
 	if o.Key == nil {
-		return nil, fmt.Errorf("%w: no key to sign with", ErrAlgorithm)
+		return fmt.Errorf("%w: no key to sign with", ErrAlgorithm)
 	}
-	c, err := ParseCertificate(o.Certificate)
-	if err != nil {
-		return nil, fmt.Errorf("signer's certificate: %w", err)
+	if o.Certificate == nil {
+		return malformed("no certificate of the signer")
 	}
-	pub, ok := c.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
+	pub, ok := o.Certificate.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !pub.Equal(o.Key.Public()) {
-		return nil, fmt.Errorf("%w: the key is not the certificate's", ErrAlgorithm)
+		return fmt.Errorf("%w: the key is not the certificate's", ErrAlgorithm)
 	}
-	serial, err := serialOf(c)
-	if err != nil {
-		return nil, err
+	switch o.Key.Public().(type) {
+	case *rsa.PublicKey, *ecdsa.PublicKey:
+	default:
+		return fmt.Errorf("%w: signing with a key of type %T", ErrAlgorithm, o.Key.Public())
 	}
-	seen := []asn1.ObjectIdentifier{oidContentType, oidMessageDigest, oidSigningTime}
+	seen := append(make([]asn1.ObjectIdentifier, 0, 16), oidContentType, oidMessageDigest, oidSigningTime)
 	for _, a := range o.Attributes {
 		if slices.ContainsFunc(seen, a.Type.Equal) {
-			return nil, fmt.Errorf("%w: attribute %v twice", ErrMalformed, a.Type)
+			return fmt.Errorf("%w: attribute %v twice", ErrMalformed, a.Type)
 		}
 		seen = append(seen, a.Type)
 		if err := oneElement(a.Value); err != nil {
-			return nil, fmt.Errorf("attribute %v: %w", a.Type, err)
+			return fmt.Errorf("attribute %v: %w", a.Type, err)
 		}
 	}
 	for _, der := range o.Chain {
 		if err := oneElement(der); err != nil {
-			return nil, fmt.Errorf("chain: %w", err)
+			return fmt.Errorf("chain: %w", err)
 		}
 	}
-	return &x509.Certificate{Raw: c.Raw, RawIssuer: c.RawIssuer, SerialNumber: serial}, nil
-}
-
-func serialOf(c *Certificate) (*big.Int, error) {
-	serial := new(big.Int)
-	element := cryptobyte.String(appendHeader(nil, byte(cbasn1.INTEGER), len(c.RawSerial)))
-	element = append(element, c.RawSerial...)
-	if !element.ReadASN1Integer(serial) {
-		return nil, malformed("serial number of the signer")
-	}
-	return serial, nil
+	return nil
 }
 
 // oneElement checks that der is one element and nothing else.

@@ -16,7 +16,8 @@ import (
 // Reading is ours, though smallstep/pkcs7 could: it bounds neither depth nor
 // size, ignores trailing data, makes signed attributes optional, does not look
 // at the contentType, takes the first of duplicate attributes, and verifies over
-// an encoding of its own making. It writes what [Sign] returns.
+// an encoding of its own making. It writes what [CertsOnly] returns; what [Sign]
+// returns it would write at three times the cost, by reflection.
 
 // Signed is a SignedData with one signer (RFC 5652, section 5.1), parsed and not
 // yet verified.

@@ -49,14 +49,14 @@ func TestSignedRoundTrip(t *testing.T) {
 func TestSignUsesTheKeyOnce(t *testing.T) {
 	h := rsaHolder(t)
 	key := &counter{Signer: h.key}
-	if _, err := cms.Sign(cms.SignOptions{Certificate: h.cert, Key: key, Digest: crypto.SHA256, Content: content}); err != nil || key.n != 1 {
+	if _, err := cms.Sign(cms.SignOptions{Certificate: h.parsed(t), Key: key, Digest: crypto.SHA256, Content: content}); err != nil || key.n != 1 {
 		t.Errorf("%d signatures, %v", key.n, err)
 	}
 }
 
 func TestSignRefuses(t *testing.T) {
 	h, other := rsaHolder(t), ecHolder(t, elliptic.P256())
-	good := cms.SignOptions{Certificate: h.cert, Key: h.key, Digest: crypto.SHA256, Content: content}
+	good := cms.SignOptions{Certificate: h.parsed(t), Key: h.key, Digest: crypto.SHA256, Content: content}
 	for name, change := range map[string]func(o *cms.SignOptions){
 		"no key":             func(o *cms.SignOptions) { o.Key = nil },
 		"the key of another": func(o *cms.SignOptions) { o.Key = other.key },

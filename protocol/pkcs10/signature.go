@@ -39,20 +39,18 @@ type signatureAlgorithm struct {
 	oid  asn1.ObjectIdentifier
 }
 
-// signatureAlgorithms returns the table; by value, so that nobody can change it.
-func signatureAlgorithms() [10]signatureAlgorithm {
-	return [...]signatureAlgorithm{
-		{x509.SHA256WithRSA, rsaKey, crypto.SHA256, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}},
-		{x509.SHA384WithRSA, rsaKey, crypto.SHA384, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 12}},
-		{x509.SHA512WithRSA, rsaKey, crypto.SHA512, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 13}},
-		{x509.SHA1WithRSA, rsaKey, crypto.SHA1, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 5}},
-		{x509.ECDSAWithSHA256, ecdsaKey, crypto.SHA256, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}},
-		{x509.ECDSAWithSHA384, ecdsaKey, crypto.SHA384, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}},
-		{x509.ECDSAWithSHA512, ecdsaKey, crypto.SHA512, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 4}},
-		{x509.ECDSAWithSHA1, ecdsaKey, crypto.SHA1, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 1}},
-		{x509.PureEd25519, ed25519Key, 0, asn1.ObjectIdentifier{1, 3, 101, 112}},
-		{x509.MD5WithRSA, rsaKey, 0, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 4}},
-	}
+// signatureAlgorithms are those that have a name here.
+var signatureAlgorithms = [...]signatureAlgorithm{
+	{x509.SHA256WithRSA, rsaKey, crypto.SHA256, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}},
+	{x509.SHA384WithRSA, rsaKey, crypto.SHA384, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 12}},
+	{x509.SHA512WithRSA, rsaKey, crypto.SHA512, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 13}},
+	{x509.SHA1WithRSA, rsaKey, crypto.SHA1, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 5}},
+	{x509.ECDSAWithSHA256, ecdsaKey, crypto.SHA256, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}},
+	{x509.ECDSAWithSHA384, ecdsaKey, crypto.SHA384, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}},
+	{x509.ECDSAWithSHA512, ecdsaKey, crypto.SHA512, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 4}},
+	{x509.ECDSAWithSHA1, ecdsaKey, crypto.SHA1, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 1}},
+	{x509.PureEd25519, ed25519Key, 0, asn1.ObjectIdentifier{1, 3, 101, 112}},
+	{x509.MD5WithRSA, rsaKey, 0, asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 4}},
 }
 
 // readSignatureAlgorithm reads an AlgorithmIdentifier. One that is not in the
@@ -68,7 +66,7 @@ func readSignatureAlgorithm(s *cryptobyte.String) (x509.SignatureAlgorithm, erro
 	if present && (!alg.ReadAnyASN1(&params, &tag) || !alg.Empty()) {
 		return 0, malformed("parameters of the signature algorithm")
 	}
-	for _, a := range signatureAlgorithms() {
+	for _, a := range signatureAlgorithms {
 		if !a.oid.Equal(oid) {
 			continue
 		}
@@ -85,7 +83,7 @@ func readSignatureAlgorithm(s *cryptobyte.String) (x509.SignatureAlgorithm, erro
 // SHA-384 or SHA-512, and Ed25519. The error is cms.ErrAlgorithm for another
 // algorithm or one that does not fit the key, and cms.ErrSignature.
 func (r *Request) CheckSignature() error {
-	for _, a := range signatureAlgorithms() {
+	for _, a := range signatureAlgorithms {
 		if a.name == r.SignatureAlgorithm {
 			return a.check(r)
 		}
@@ -94,12 +92,14 @@ func (r *Request) CheckSignature() error {
 }
 
 func (a signatureAlgorithm) check(r *Request) error {
-	unfit := fmt.Errorf("%w: request signed with %v by a key of type %T", cms.ErrAlgorithm, a.name, r.PublicKey)
+	unfit := func() error {
+		return fmt.Errorf("%w: request signed with %v by a key of type %T", cms.ErrAlgorithm, a.name, r.PublicKey)
+	}
 	sum := r.RawTBS
 	if a.key != ed25519Key {
 		// Where FIPS 140 mode is enforced, SHA-1 panics in the standard library.
 		if a.hash == 0 || a.hash == crypto.SHA1 && fips140.Enforced() {
-			return unfit
+			return unfit()
 		}
 		h := a.hash.New()
 		h.Write(r.RawTBS)
@@ -109,21 +109,21 @@ func (a signatureAlgorithm) check(r *Request) error {
 	switch pub := r.PublicKey.(type) {
 	case *rsa.PublicKey:
 		if a.key != rsaKey {
-			return unfit
+			return unfit()
 		}
 		good = rsa.VerifyPKCS1v15(pub, a.hash, sum, r.signature) == nil
 	case *ecdsa.PublicKey:
 		if a.key != ecdsaKey {
-			return unfit
+			return unfit()
 		}
 		good = ecdsa.VerifyASN1(pub, sum, r.signature)
 	case ed25519.PublicKey:
 		if a.key != ed25519Key {
-			return unfit
+			return unfit()
 		}
 		good = ed25519.Verify(pub, sum, r.signature)
 	default:
-		return unfit
+		return unfit()
 	}
 	if !good {
 		return fmt.Errorf("%w: request", cms.ErrSignature)

@@ -52,6 +52,7 @@ type handler struct {
 	now       func() time.Time
 	log       *zap.Logger
 	sleep     func(ctx context.Context, d time.Duration)
+	own       certificates
 }
 
 // NewHandler serves SCEP for all profiles of the authority, each under

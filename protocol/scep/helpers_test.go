@@ -236,7 +236,7 @@ func (w *world) message(t testing.TB, change func(*request)) []byte {
 	csr := r.csr(w.csr(t, r.csrKey))
 	envelope := must(cms.Envelop(rand.Reader, csr, w.raDecrypt.parsed(t), r.cipher))(t)
 	return r.message(must(cms.Sign(cms.SignOptions{
-		Certificate: r.signer.cert, Key: r.signer.key, Digest: r.digest, Attributes: r.attrs, Content: r.content(envelope),
+		Certificate: r.signer.parsed(t), Key: r.signer.key, Digest: r.digest, Attributes: r.attrs, Content: r.content(envelope),
 	}))(t))
 }
 

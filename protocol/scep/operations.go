@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -62,16 +61,16 @@ func (x *exchange) post(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		x.record.Bytes = r.ContentLength
 		return x.refuse(ctx, http.StatusRequestEntityTooLarge, protocol.Unsupported, "message too long")
 	}
-	message, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if err != nil {
-		x.record.Bytes = int64(len(message))
+	body := bytes.NewBuffer(make([]byte, 0, max(0, r.ContentLength)+bytes.MinRead))
+	if _, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
+		x.record.Bytes = int64(body.Len())
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
 			return x.refuse(ctx, http.StatusRequestEntityTooLarge, protocol.Unsupported, "message too long")
 		}
 		return x.refuse(ctx, http.StatusBadRequest, protocol.Unsupported, "message was cut off")
 	}
-	return x.receive(ctx, message)
+	return x.receive(ctx, body.Bytes())
 }
 
 // receive marks the message's arrival and handles it.

@@ -182,7 +182,7 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 	if pub, ok := signed.Signer.PublicKey.(*rsa.PublicKey); !ok || pub.Size() < replyCipher(x.service, c).KeySize()+pkcs1Overhead {
 		return o, c, &refusal{protocol.BadAlgorithm, "signer's key is too short"}, nil
 	}
-	ca, err := cms.ParseCertificate(x.service.CA)
+	ca, err := x.own.parse(x.service.CA)
 	if err != nil {
 		return o, c, nil, fmt.Errorf("scep: CA certificate: %w", err)
 	}
@@ -227,7 +227,7 @@ func (x *exchange) envelope(signed *cms.Signed) (*cms.Envelope, *refusal) {
 // stranger can get wrong without the key is looked at before: an error of the
 // key's is a fault of the token.
 func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope) ([]byte, *refusal, error) {
-	ra, err := cms.ParseCertificate(x.service.RADecrypt)
+	ra, err := x.own.parse(x.service.RADecrypt)
 	if err != nil {
 		return nil, nil, fmt.Errorf("scep: RA-decrypt certificate: %w", err)
 	}

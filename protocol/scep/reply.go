@@ -135,8 +135,12 @@ func (x *exchange) certRep(ctx context.Context, signer *cms.Certificate, cipher 
 	if err != nil {
 		return nil, fmt.Errorf("scep: RA signing key: %w", err)
 	}
+	ra, err := x.own.parse(x.service.RASign)
+	if err != nil {
+		return nil, fmt.Errorf("scep: RA signing certificate: %w", err)
+	}
 	return cms.Sign(cms.SignOptions{
-		Certificate: x.service.RASign, Key: key, Digest: replyDigest(x.service, x.digest),
+		Certificate: ra, Key: key, Digest: replyDigest(x.service, x.digest),
 		Attributes: attrs, Content: content,
 	})
 }

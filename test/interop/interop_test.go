@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -36,15 +35,7 @@ func TestMain(m *testing.M) {
 	// name.
 	old := strings.Replace(site.Profiles[strings.Index(site.Profiles, "  - name: interop"):], "name: interop", "name: old-clients", 1)
 	old = strings.Replace(old, "AES-256-CBC]}", "AES-256-CBC], legacy: {sha1: true}}", 1)
-	s, end, err := site.ForTest(context.Background(), site.Profiles+old)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	testSite = s
-	code := m.Run()
-	end()
-	os.Exit(code)
+	os.Exit(site.Main(context.Background(), site.Profiles+old, func(s *site.Site) int { testSite = s; return m.Run() }))
 }
 
 func must[T any](t testing.TB) func(T, error) T {
@@ -267,12 +258,12 @@ func TestListeners(t *testing.T) {
 	}
 	asked := false
 	u := must[*url.URL](t)(url.Parse(target(t)))
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(must[[]byte](t)(os.ReadFile(testSite.CA())))
-	conn := must[*tls.Conn](t)(tls.Dial("tcp", u.Host, &tls.Config{RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	config := must[*tls.Config](t)(testSite.TLS())
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		asked = true
 		return &tls.Certificate{}, nil
-	}}))
+	}
+	conn := must[*tls.Conn](t)(tls.Dial("tcp", u.Host, config))
 	_ = conn.Close()
 	if asked {
 		t.Error("the devices' listener asks for a client certificate")
@@ -289,7 +280,7 @@ func TestListeners(t *testing.T) {
 // operatorPort is that of the listener, which the site let the kernel choose.
 func operatorPort(t testing.TB) string {
 	t.Helper()
-	out, _, code := site.Run(t.Context(), nil, "grep", "-o", `"operators":"[^"]*"`, testSite.Path("posternd.log"))
+	out, _, code := site.Run(t.Context(), nil, "grep", "-o", `"operators":"[^"]*"`, testSite.Journal())
 	_, addr, ok := strings.Cut(strings.TrimSpace(strings.Split(out, "\n")[0]), `"operators":"`)
 	if _, port, err := net.SplitHostPort(strings.TrimSuffix(addr, `"`)); code == 0 && ok && err == nil {
 		return port
@@ -297,40 +288,3 @@ func operatorPort(t testing.TB) string {
 	t.Fatalf("the service does not say where its operators' listener is: %q", out)
 	return ""
 }
-
-func TestBadInputGetsAClearStatus(t *testing.T) {
-	h, u := must[*http.Client](t)(testSite.HTTP()), target(t)
-	do := func(method, path string, body io.Reader) int {
-		t.Helper()
-		req := must[*http.Request](t)(http.NewRequestWithContext(t.Context(), method, path, body))
-		resp, err := h.Do(req)
-		if err != nil {
-			return -1
-		}
-		defer func() { _ = resp.Body.Close() }()
-		_, _ = io.Copy(io.Discard, resp.Body)
-		return resp.StatusCode
-	}
-	endless := io.LimitReader(zeros{}, 100<<20)
-	for what, tt := range map[string]struct{ got, want int }{
-		"100 MB":               {do("POST", u+"?operation=PKIOperation", endless), http.StatusRequestEntityTooLarge},
-		"a GET over 48 KiB":    {do("GET", u+"?operation=PKIOperation&message="+strings.Repeat("A", 48<<10+1), nil), http.StatusRequestURITooLong},
-		"no message at all":    {do("POST", u+"?operation=PKIOperation", nil), http.StatusBadRequest},
-		"no CMS":               {do("POST", u+"?operation=PKIOperation", strings.NewReader("hello")), http.StatusBadRequest},
-		"no such operation":    {do("GET", u+"?operation=Nothing", nil), http.StatusBadRequest},
-		"no such profile":      {do("GET", u+"x?operation=GetCACaps", nil), http.StatusNotFound},
-		"a path with an end":   {do("GET", u+"/../demo?operation=GetCACaps", nil), http.StatusNotFound},
-		"an escaped slash":     {do("GET", u+"%2fpkiclient.exe?operation=GetCACaps", nil), http.StatusNotFound},
-		"another method":       {do("DELETE", u+"?operation=GetCACaps", nil), http.StatusMethodNotAllowed},
-		"no next CA":           {do("GET", u+"?operation=GetNextCACert", nil), http.StatusNotFound},
-		"a path that NDES has": {do("GET", u+"/certsrv/mscep/mscep.dll?operation=GetCACaps", nil), http.StatusOK},
-	} {
-		if tt.got != tt.want && (what != "100 MB" || tt.got != -1) { // the connection may be cut first
-			t.Errorf("%s: %d, want %d", what, tt.got, tt.want)
-		}
-	}
-}
-
-type zeros struct{}
-
-func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }

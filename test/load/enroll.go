@@ -1,34 +1,21 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
-	"io"
-	"math/big"
-	"net/http"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/postern-pki/postern/protocol/cms"
 	"github.com/postern-pki/postern/protocol/scep"
 	"github.com/postern-pki/postern/protocol/scep/client"
 	"github.com/postern-pki/postern/test/site"
 )
-
-// message is one request, made before anything is measured.
-type message struct {
-	der    []byte
-	expect client.Expectations
-}
 
 // deviceKeys is how many keys the devices have together: making one for each
 // would take longer than the measurement.
@@ -56,13 +43,13 @@ func enrollMany(ctx context.Context, s *site.Site, clients, n int) (figure, erro
 	began := time.Now()
 	err = parallel(clients, n, func(i int) error {
 		start := time.Now()
-		reply, err := post(ctx, d, messages[i].der)
+		reply, err := d.Post(ctx, messages[i].DER)
 		took[i] = time.Since(start).Seconds()
 		if err != nil {
 			return err
 		}
 		if i%50 == 0 { // opening each would measure the client
-			_, err = client.Open(reply, messages[i].expect)
+			_, err = client.Open(reply, messages[i].Expect)
 			return err
 		}
 		rep, err := client.Inspect(reply)
@@ -83,29 +70,8 @@ func enrollMany(ctx context.Context, s *site.Site, clients, n int) (figure, erro
 	return figure{cpu: (after - before) / float64(n), rate: float64(n) / wall, p50: took[n/2], p99: took[n*99/100]}, nil
 }
 
-// post sends a message alone: the client's Send asks for the capabilities first.
-func post(ctx context.Context, d *client.Client, der []byte) (*client.Reply, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, d.URL+"?operation=PKIOperation", bytes.NewReader(der))
-	if err != nil {
-		return nil, err
-	}
-	resp, err := d.HTTP.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %s", resp.Status)
-	}
-	return &client.Reply{DER: body}, err
-}
-
-func prepare(ctx context.Context, s *site.Site, d *client.Client, clients, n int) ([]message, error) {
-	ca, err := d.CACert(ctx)
-	if err != nil {
-		return nil, err
-	}
+// prepare makes the requests before anything is measured.
+func prepare(ctx context.Context, s *site.Site, d *site.Device, clients, n int) ([]*site.Request, error) {
 	subjects := make([]string, n)
 	for i := range subjects {
 		subjects[i] = fmt.Sprintf("CN=l-%d-%d.demo.example", clients, i)
@@ -120,32 +86,20 @@ func prepare(ctx context.Context, s *site.Site, d *client.Client, clients, n int
 		if keys[i], err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
 			return nil, err
 		}
-		template := &x509.Certificate{SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: "device"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
-		if certs[i], err = x509.CreateCertificate(rand.Reader, template, template, &keys[i].PublicKey, keys[i]); err != nil {
+		if certs[i], err = site.SelfSigned(keys[i], pkix.Name{CommonName: "device"}, time.Now(), time.Now().Add(time.Hour)); err != nil {
 			return nil, err
 		}
 	}
-	out := make([]message, n)
+	out := make([]*site.Request, n)
 	return out, parallel(2, n, func(i int) error {
 		key := keys[i%deviceKeys]
 		csr, err := client.NewCSR(key, client.CSR{Subject: pkix.Name{CommonName: strings.TrimPrefix(subjects[i], "CN=")}, Challenge: []byte(challenges[i].Challenge)})
 		if err != nil {
 			return err
 		}
-		spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
-		if err != nil {
-			return err
-		}
-		nonce, err := client.Nonce(rand.Reader)
-		if err != nil {
-			return err
-		}
-		m := client.Message{
-			Type: scep.PKCSReq, TransactionID: fmt.Sprintf("%d-%d", clients, i), SenderNonce: nonce, Signer: certs[i%deviceKeys], SignerKey: key,
-			Recipient: ca.RADecrypt.Raw, CSR: csr, Cipher: cms.AES128CBC, Digest: crypto.SHA256,
-		}
-		out[i].der, err = client.BuildRequest(m)
-		out[i].expect = client.Expectations{CA: ca, TransactionID: m.TransactionID, SenderNonce: nonce, Signer: m.Signer, SignerKey: key, PublicKey: spki}
+		out[i], err = d.Request(client.Message{
+			Type: scep.PKCSReq, TransactionID: fmt.Sprintf("%d-%d", clients, i), Signer: certs[i%deviceKeys], SignerKey: key, CSR: csr,
+		})
 		return err
 	})
 }
@@ -170,19 +124,4 @@ func cpuOf(pid int) (float64, error) {
 		return 0, fmt.Errorf("/proc/%d/stat: %q", pid, data)
 	}
 	return float64(user+system) / ticksPerSecond, nil
-}
-
-// peakMemory is the largest resident size that a process had, in bytes.
-func peakMemory(pid int) (uint64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(data)) {
-		if text, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kb, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(text), " kB"), 10, 64)
-			return kb << 10, err
-		}
-	}
-	return 0, fmt.Errorf("/proc/%d/status has no VmHWM", pid)
 }

@@ -89,7 +89,7 @@ func run(ctx context.Context, n int) error {
 		fmt.Printf("%8d %9.2f ms %9.2f ms %8.2f %10.0f %10.0f %8.2f %5.1f ms %5.1f ms\n", clients, f.cpu*1e3, r.cpu*1e3, r.cpu/f.cpu,
 			f.rate, r.rate, r.rate/f.rate, r.p50*1e3, r.p99*1e3)
 	}
-	peak, err := peakMemory(s.PID())
+	peak, err := s.PeakMemory()
 	if err != nil {
 		return err
 	}

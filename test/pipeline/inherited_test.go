@@ -1,4 +1,4 @@
-package pipeline
+package pipeline_test
 
 import (
 	"context"
@@ -22,8 +22,8 @@ func inherit(t *testing.T, s *site.Site) (devices, operators string, cmd *exec.C
 	var files []*os.File
 	var at []string
 	for range 2 {
-		l := must[net.Listener](t)(net.Listen("tcp", "127.0.0.1:0"))
-		files = append(files, must[*os.File](t)(l.(*net.TCPListener).File()))
+		l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
+		files = append(files, must(l.(*net.TCPListener).File())(t))
 		at = append(at, l.Addr().String())
 		if err := l.Close(); err != nil {
 			t.Fatal(err)
@@ -46,14 +46,11 @@ func inherit(t *testing.T, s *site.Site) (devices, operators string, cmd *exec.C
 // Under systemd the sockets are inherited: the addresses of the configuration
 // then say nothing, and an operators' socket without an operator CA is refused.
 func TestInheritedSocketsAreServed(t *testing.T) {
-	s, end, err := site.ForTest(t.Context(), "")
+	s, end, err := site.New(t.Context(), shared.Bin(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer end()
-	if err := s.Stop(); err != nil {
-		t.Fatal(err)
-	}
 	devices, operators, cmd, said := inherit(t, s)
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
@@ -89,7 +86,7 @@ func TestInheritedSocketsAreServed(t *testing.T) {
 		t.Errorf("posternd: %v\n%s", err, said)
 	}
 
-	config := must[[]byte](t)(os.ReadFile(s.Config()))
+	config := must(os.ReadFile(s.Config()))(t)
 	var kept []string
 	for line := range strings.Lines(string(config)) {
 		if !strings.Contains(line, "operator-ca.pem") && !strings.Contains(line, "listen: 127.0.0.1:0") || strings.Contains(line, "connections") {
@@ -111,16 +108,16 @@ func TestInheritedSocketsAreServed(t *testing.T) {
 func devicesAreNoOperators(t *testing.T, s *site.Site, enrollURL, operatorURL string) {
 	t.Helper()
 	const cn = "phone.demo.example"
-	key := newKey(t, 2048)
-	c := must[site.Challenge](t)(s.NewChallenge(t.Context(), "demo", "CN="+cn))
-	d := client.Client{URL: enrollURL, HTTP: must[*http.Client](t)(s.HTTP()), CAFingerprint: must[string](t)(s.Fingerprint(t.Context()))}
-	r := must[*client.Result](t)(d.Enroll(t.Context(), client.Enrollment{Key: key, Subject: name(cn), Challenge: []byte(c.Challenge)}))
-	operator := must[tls.Certificate](t)(tls.LoadX509KeyPair(s.Path("ceremony", "operator.pem"), s.Path("ceremony", "operator.key")))
+	key := newKey(t)
+	c := must(s.NewChallenge(t.Context(), "demo", "CN="+cn))(t)
+	d := client.Client{URL: enrollURL, HTTP: must(s.HTTP())(t), CAFingerprint: must(s.Fingerprint(t.Context()))(t)}
+	r := must(d.Enroll(t.Context(), client.Enrollment{Key: key, Subject: name(cn), Challenge: []byte(c.Challenge)}))(t)
+	operator := must(tls.LoadX509KeyPair(s.Path("ceremony", "operator.pem"), s.Path("ceremony", "operator.key")))(t)
 	for who, tt := range map[string]struct {
 		cert tls.Certificate
 		ok   bool
 	}{"an operator": {operator, true}, "a device": {tls.Certificate{Certificate: [][]byte{r.Certificate.Raw}, PrivateKey: key}, false}} {
-		resp, err := must[*http.Client](t)(s.HTTP(tt.cert)).Get(operatorURL)
+		resp, err := must(s.HTTP(tt.cert))(t).Get(operatorURL)
 		if err == nil {
 			_ = resp.Body.Close()
 		}

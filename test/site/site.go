@@ -131,7 +131,7 @@ func (s *Site) configure() error {
 // Start runs posternd and waits until it answers.
 func (s *Site) Start(ctx context.Context) error {
 	var err error
-	if s.log, err = os.OpenFile(s.Path("posternd.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+	if s.log, err = os.OpenFile(s.Journal(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
 		return err
 	}
 	s.cmd = exec.Command(filepath.Join(s.opt.Bin, "posternd"), "--config", s.Config())
@@ -161,9 +161,12 @@ func (s *Site) Start(ctx context.Context) error {
 	return fmt.Errorf("posternd does not answer: %s", s.Tail())
 }
 
+// Journal is the file that the service writes its journal to.
+func (s *Site) Journal() string { return s.Path("posternd.log") }
+
 // Tail is the end of the service's journal.
 func (s *Site) Tail() string {
-	b, _ := os.ReadFile(s.Path("posternd.log"))
+	b, _ := os.ReadFile(s.Journal())
 	return string(b[max(0, len(b)-2000):])
 }
 
@@ -224,20 +227,6 @@ func Run(ctx context.Context, stdin []byte, name string, args ...string) (stdout
 		return out.String(), err.Error(), -1
 	}
 	return out.String(), errOut.String(), code
-}
-
-// Challenge is what `postern challenge create` prints.
-type Challenge struct{ ID, Challenge, Profile, Subject string }
-
-// NewChallenge creates a challenge.
-func (s *Site) NewChallenge(ctx context.Context, profile, subject string, more ...string) (Challenge, error) {
-	args := append([]string{"challenge", "create", "--profile", profile, "--subject", subject, "--output", "json"}, more...)
-	out, errOut, code := s.Postern(ctx, nil, args...)
-	var c Challenge
-	if code != 0 {
-		return c, fmt.Errorf("postern challenge create: %s", errOut)
-	}
-	return c, json.Unmarshal([]byte(out), &c)
 }
 
 // URL is what the devices of a profile are told.

@@ -19,7 +19,9 @@ package softhsm
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -220,9 +222,12 @@ func NewShim(tb testing.TB) Shim {
 }
 
 // Spoil changes what the next calls of one function do; function is "SignInit",
-// "Sign", "DecryptInit", "Decrypt" or "Login". effect is "rv 0x..." (return this instead of calling; 0 is CKR_OK), "delay N"
-// (milliseconds, before the call) or "flip" (one bit of the answer). It lasts for count
-// calls.
+// "Sign", "DecryptInit", "Decrypt" or "Login", and all but the last may be followed
+// by a colon and the label of the one key that is meant. effect is "rv 0x..."
+// (return this instead of calling; 0 is CKR_OK), "delay N" (milliseconds, before
+// the call), "hold" (before the call, until Spoil is called again, at most 30 s)
+// or "flip" (one bit of the answer). It lasts for count calls, in each process
+// that has the module.
 func (s Shim) Spoil(tb testing.TB, function, effect string, count int) {
 	tb.Helper()
 	tmp := s.control + ".new"
@@ -232,4 +237,14 @@ func (s Shim) Spoil(tb testing.TB, function, effect string, count int) {
 	if err := os.Rename(tmp, s.control); err != nil { // whole or not at all: a call may read it now
 		tb.Fatal(err)
 	}
+}
+
+// Spoiled is how many calls were spoiled since the shim was made.
+func (s Shim) Spoiled(tb testing.TB) int {
+	tb.Helper()
+	b, err := os.ReadFile(s.control + ".spoiled")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		tb.Fatal(err)
+	}
+	return len(b)
 }

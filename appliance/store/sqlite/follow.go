@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/postern-pki/postern/appliance/store"
 	"github.com/postern-pki/postern/audit"
@@ -27,9 +28,11 @@ type writes struct {
 
 // close closes all statements: database/sql does not do so for those of one
 // connection, and SQLite keeps a connection that has some.
-func (w *writes) close() error {
+func (w *writes) close() error { return closeAll(w.all) }
+
+func closeAll(all []*sql.Stmt) error {
 	var errs []error
-	for _, s := range w.all {
+	for _, s := range all {
 		errs = append(errs, s.Close())
 	}
 	return errors.Join(errs...)
@@ -71,11 +74,16 @@ func (w *writes) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 
 // Next returns the seq of the first line that the index has not seen.
 func (s *Store) Next(ctx context.Context) (uint64, error) {
-	h, err := headOf(one(ctx, s.reads.head))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.usable(ctx)
+	if err == nil && !s.open {
+		s.head, err = headOf(s.writes.head.QueryRowContext(context.WithoutCancel(ctx)))
+	}
 	if err != nil {
 		return 0, fmt.Errorf("store: reading the head: %w", fault(err))
 	}
-	return h.next, nil
+	return s.head.next, nil
 }
 
 // head is how far the index has come.
@@ -110,52 +118,129 @@ func (s *Store) Follow(ctx context.Context, batch []audit.Line) error {
 	ctx = context.WithoutCancel(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return errClosed
+	if err := s.usable(ctx); err != nil {
+		return err
 	}
-	if _, err := s.writes.begin.ExecContext(ctx); err != nil {
-		return fmt.Errorf("store: beginning a batch: %w", fault(err))
+	if err := s.begin(ctx); err != nil {
+		return err
 	}
-	if err := s.apply(ctx, batch); err != nil {
-		// Where SQLite has rolled back by itself this fails, and changes nothing.
-		_, _ = s.writes.rollback.ExecContext(ctx)
+	h, err := s.apply(ctx, s.head, batch)
+	if err != nil {
+		s.takeBack(ctx)
 		return fault(err)
 	}
+	s.head, s.recent = h, append(s.recent, batch...)
 	s.keeper.wrote(len(batch))
+	if len(s.recent) >= commitLines {
+		return s.commit(ctx)
+	}
 	return nil
 }
 
-// apply does the work of Follow, inside its transaction.
-func (s *Store) apply(ctx context.Context, batch []audit.Line) error {
-	h, err := headOf(s.writes.head.QueryRowContext(ctx))
-	if err != nil {
-		return fmt.Errorf("store: reading the head: %w", err)
+// commitLines and commitWithin say when a transaction ends: what is applied is
+// seen at once by everyone who asks this index, and is durable in the log, so a
+// transaction for each batch would only write the same pages again and again.
+const (
+	commitLines  = 256
+	commitWithin = 250 * time.Millisecond
+)
+
+// begin begins a transaction unless one is open. The caller has Store.mu.
+func (s *Store) begin(ctx context.Context) error {
+	if s.open {
+		return nil
 	}
+	_, err := s.writes.begin.ExecContext(ctx)
+	if err == nil {
+		// Another process may have written since; none can until the commit.
+		s.head, err = headOf(s.writes.head.QueryRowContext(ctx))
+	}
+	if err != nil {
+		_, _ = s.writes.rollback.ExecContext(ctx)
+		return fmt.Errorf("store: beginning a transaction: %w", fault(err))
+	}
+	s.open, s.committed = true, s.head
+	s.due.Reset(commitWithin)
+	return nil
+}
+
+// commit ends the open transaction, if there is one. After an error nothing more
+// is applied or read: what the log has is not in the index. The caller has Store.mu.
+func (s *Store) commit(ctx context.Context) error {
+	if !s.open || s.failed != nil {
+		return s.failed
+	}
+	s.due.Stop()
+	_, err := s.writes.setHead.ExecContext(ctx, s.head.next-1, s.head.hash[:])
+	if err == nil {
+		_, err = s.writes.commit.ExecContext(ctx)
+	}
+	if err != nil {
+		s.failed = fmt.Errorf("store: committing lines up to %d: %w", s.head.next-1, fault(err))
+		_, _ = s.writes.rollback.ExecContext(ctx)
+	}
+	clear(s.recent)
+	s.open, s.recent = false, s.recent[:0]
+	return s.failed
+}
+
+// commitDue is commit for who is not applying lines: before something is read
+// over another connection, and when the time has come. The next batch reports
+// what went wrong.
+func (s *Store) commitDue() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosed
+	}
+	return s.commit(context.Background())
+}
+
+// takeBack undoes a batch that was refused: the transaction as a whole, and the
+// batches before it in the same transaction are applied again.
+func (s *Store) takeBack(ctx context.Context) {
+	// Where SQLite has rolled back by itself this fails, and changes nothing.
+	_, _ = s.writes.rollback.ExecContext(ctx)
+	s.due.Stop()
+	s.open, s.head = false, s.committed
+	if len(s.recent) == 0 {
+		return
+	}
+	again := s.recent
+	s.recent = nil
+	err := s.begin(ctx)
+	if err == nil {
+		s.head, err = s.apply(ctx, s.head, again)
+	}
+	if err != nil {
+		s.failed = fmt.Errorf("store: applying lines up to %d again: %w", again[len(again)-1].Record.Seq, fault(err))
+		return
+	}
+	s.recent = again
+}
+
+// apply applies lines inside the open transaction, after the one that h is, and
+// returns what is the head then.
+func (s *Store) apply(ctx context.Context, h head, batch []audit.Line) (head, error) {
 	for _, l := range batch {
 		if l.Record.Seq != h.next {
-			return fmt.Errorf("%w: line %d came, and %d is the next", store.ErrGap, l.Record.Seq, h.next)
+			return h, fmt.Errorf("%w: line %d came, and %d is the next", store.ErrGap, l.Record.Seq, h.next)
 		}
 		if l.Record.Prev != hex.EncodeToString(h.hash[:]) {
-			return fmt.Errorf("%w: line %d does not continue the line before it as the index knows that", store.ErrGap, l.Record.Seq)
+			return h, fmt.Errorf("%w: line %d does not continue the line before it as the index knows that", store.ErrGap, l.Record.Seq)
 		}
 		changes, err := store.Changes(l)
 		if err != nil {
-			return err
+			return h, err
 		}
 		for _, c := range changes {
 			if err := s.change(ctx, l.Record.Seq, c); err != nil {
-				return fmt.Errorf("store: line %d: %w", l.Record.Seq, err)
+				return h, fmt.Errorf("store: line %d: %w", l.Record.Seq, err)
 			}
 		}
 		h = head{l.Record.Seq + 1, l.Hash()}
 	}
-	if _, err := s.writes.setHead.ExecContext(ctx, h.next-1, h.hash[:]); err != nil {
-		return fmt.Errorf("store: recording the head: %w", err)
-	}
-	if _, err := s.writes.commit.ExecContext(ctx); err != nil {
-		return fmt.Errorf("store: committing lines up to %d: %w", h.next-1, err)
-	}
-	return nil
+	return h, nil
 }
 
 // change applies one change of the line seq.

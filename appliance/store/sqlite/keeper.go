@@ -57,6 +57,8 @@ func (s *Store) checkpoint() error {
 	err := s.copyLog()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// A failed commit is the next batch's to report.
+	_ = s.commit(context.Background())
 	return errors.Join(err, s.copyLog())
 }
 

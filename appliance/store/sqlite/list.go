@@ -60,7 +60,7 @@ func (s *Store) Challenges(ctx context.Context, f store.ChallengeFilter) ([]chal
 		c.add("state = ?", string(f.State))
 	}
 	query, args := c.newest(challengeColumns, "challenge", "seq", f.Limit)
-	rows, err := s.read.QueryContext(ctx, query, args...)
+	rows, err := s.list(ctx, query, args...)
 	list, err := collect(rows, err, scanChallenge)
 	return list, reading("challenges", err)
 }
@@ -86,7 +86,7 @@ func (s *Store) Certificates(ctx context.Context, f store.CertificateFilter) ([]
 		c.add("state = ?", string(f.State))
 	}
 	query, args := c.newest(columns(intentColumns, resultColumns), "certificate", "intent_seq", f.Limit)
-	rows, err := s.read.QueryContext(ctx, query, args...)
+	rows, err := s.list(ctx, query, args...)
 	list, err := collect(rows, err, scanIssuance)
 	return list, reading("certificates", err)
 }
@@ -96,11 +96,8 @@ func (s *Store) Certificates(ctx context.Context, f store.CertificateFilter) ([]
 // the place of a certificate stands its SHA-256. It sees one moment, and keeps
 // nobody waiting: it has a connection of its own.
 func (s *Store) Dump(ctx context.Context, w io.Writer) (err error) {
-	s.mu.Lock()
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
-		return errClosed
+	if err := s.commitDue(); err != nil {
+		return err
 	}
 	db := connect(s.path, 1, "PRAGMA query_only = ON")
 	defer func() { err = errors.Join(err, db.Close()) }()

@@ -39,24 +39,29 @@ func intentValues(i *store.Issuance) []any {
 	}
 }
 
-// reads are the statements that an enrollment needs, on every connection that
-// reads.
+// reads are the statements that an enrollment needs, on the connection that
+// writes.
 type reads struct {
-	head, byTag, challenge, certificate   *sql.Stmt
+	byTag, challenge, certificate         *sql.Stmt
 	transaction, renewal, lineage, active *sql.Stmt
-	otherKey, intended                    *sql.Stmt
+	otherKey                              *sql.Stmt
+	all                                   []*sql.Stmt
 }
+
+func (r *reads) close() error { return closeAll(r.all) }
+
+// intended lists the intents that have no result.
+const intended = " FROM certificate WHERE state = 'intended' ORDER BY intent_seq"
 
 // valid are the certificates that exist or may come to exist.
 const valid = "state IN ('issued', 'intended')"
 
-func (r *reads) prepare(ctx context.Context, db *sql.DB) (err error) {
+func (r *reads) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 	certificate := "SELECT " + columns(intentColumns, resultColumns) + " FROM certificate "
 	for _, p := range []struct {
 		stmt **sql.Stmt
 		text string
 	}{
-		{&r.head, "SELECT seq, hash FROM head"},
 		{&r.byTag, "SELECT " + challengeColumns + " FROM challenge WHERE tag = ?"},
 		{&r.challenge, "SELECT " + challengeColumns + " FROM challenge WHERE id = ?"},
 		{&r.certificate, certificate + "WHERE serial = ?"},
@@ -71,11 +76,11 @@ func (r *reads) prepare(ctx context.Context, db *sql.DB) (err error) {
 				WHERE s.predecessor = c.serial AND s.predecessor <> '' AND s.lineage = c.lineage AND s.` + valid + `)`},
 		{&r.otherKey, `SELECT EXISTS (SELECT 1 FROM certificate WHERE substr(spki, 1, 16) = substr(?1, 1, 16) AND spki = ?1
 			AND names <> ? AND profile <> '` + store.ServerProfile + "' AND " + valid + ")"},
-		{&r.intended, certificate + "WHERE state = 'intended' ORDER BY intent_seq"},
 	} {
-		if *p.stmt, err = db.PrepareContext(ctx, p.text); err != nil {
+		if *p.stmt, err = conn.PrepareContext(ctx, p.text); err != nil {
 			return fmt.Errorf("preparing %q: %w", p.text, err)
 		}
+		r.all = append(r.all, *p.stmt)
 	}
 	return nil
 }
@@ -117,25 +122,29 @@ func scanIssuance(r row) (store.Issuance, error) {
 	return i, nil
 }
 
-// one asks for one row. What began is not interrupted: watching the context would
-// cost as much as half the look-up.
-func one(ctx context.Context, stmt *sql.Stmt, args ...any) row {
-	if err := ctx.Err(); err != nil {
-		return noRow{err}
+// one asks for one row and scans it. What began is not interrupted: watching the
+// context would cost as much as half the look-up.
+func one[T any](ctx context.Context, s *Store, stmt *sql.Stmt, scan func(row) (T, error), args ...any) (T, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.usable(ctx); err != nil {
+		var none T
+		return none, err
 	}
-	return stmt.QueryRowContext(context.WithoutCancel(ctx), args...)
+	return scan(stmt.QueryRowContext(context.WithoutCancel(ctx), args...))
 }
 
-// noRow is a row that was not asked for.
-type noRow struct{ err error }
-
-func (r noRow) Scan(...any) error { return r.err }
+// value scans the only column of a row.
+func value[T any](r row) (v T, err error) {
+	err = r.Scan(&v)
+	return v, err
+}
 
 func unix(s int64) time.Time { return time.Unix(s, 0).UTC() }
 
 // ByTag returns the challenge that has the tag, or [challenge.ErrUnknown].
 func (s *Store) ByTag(ctx context.Context, tag [32]byte) (challenge.Record, error) {
-	c, err := scanChallenge(one(ctx, s.reads.byTag, tag[:]))
+	c, err := one(ctx, s, s.reads.byTag, scanChallenge, tag[:])
 	if errors.Is(err, sql.ErrNoRows) {
 		return challenge.Record{}, challenge.ErrUnknown
 	}
@@ -144,27 +153,27 @@ func (s *Store) ByTag(ctx context.Context, tag [32]byte) (challenge.Record, erro
 
 // Challenge returns the challenge that has the id, or [store.ErrNotFound].
 func (s *Store) Challenge(ctx context.Context, id string) (challenge.Record, error) {
-	c, err := scanChallenge(one(ctx, s.reads.challenge, id))
+	c, err := one(ctx, s, s.reads.challenge, scanChallenge, id)
 	return c, reading("a challenge", err)
 }
 
 // Certificate returns what is known of a serial number, or [store.ErrNotFound].
 func (s *Store) Certificate(ctx context.Context, serial string) (store.Issuance, error) {
-	i, err := scanIssuance(one(ctx, s.reads.certificate, serial))
+	i, err := one(ctx, s, s.reads.certificate, scanIssuance, serial)
 	return i, reading("a certificate", err)
 }
 
 // Transaction returns the newest certificate that was issued for exactly these,
 // or [store.ErrNotFound].
 func (s *Store) Transaction(ctx context.Context, profile, transaction, signer, csr string) (store.Issuance, error) {
-	i, err := scanIssuance(one(ctx, s.reads.transaction, csr, signer, profile, transaction))
+	i, err := one(ctx, s, s.reads.transaction, scanIssuance, csr, signer, profile, transaction)
 	return i, reading("a transaction", err)
 }
 
 // RenewalOf returns the newest certificate that was issued to this signer for this
 // CSR, under whatever transaction, or [store.ErrNotFound].
 func (s *Store) RenewalOf(ctx context.Context, profile, signer, csr string) (store.Issuance, error) {
-	i, err := scanIssuance(one(ctx, s.reads.renewal, csr, signer, profile))
+	i, err := one(ctx, s, s.reads.renewal, scanIssuance, csr, signer, profile)
 	return i, reading("a renewal", err)
 }
 
@@ -172,8 +181,8 @@ func (s *Store) RenewalOf(ctx context.Context, profile, signer, csr string) (sto
 // intended in the lineage: 0 if it was never renewed, and -1 with
 // [store.ErrNotFound] if there is nothing of it.
 func (s *Store) LineageRenewals(ctx context.Context, lineage string) (int64, error) {
-	var n int64
-	if err := one(ctx, s.reads.lineage, lineage).Scan(&n); err != nil {
+	n, err := one(ctx, s, s.reads.lineage, value[int64], lineage)
+	if err != nil {
 		return -1, reading("a lineage", err)
 	}
 	return n, nil
@@ -184,24 +193,30 @@ func (s *Store) LineageRenewals(ctx context.Context, lineage string) (int64, err
 // revoked, not renewed. The serial except, which a renewal is about to replace,
 // does not count; "" is none.
 func (s *Store) CountActive(ctx context.Context, profile, names, except string, now time.Time) (int64, error) {
-	var n int64
-	err := one(ctx, s.reads.active, names, now.Unix(), profile, except).Scan(&n)
+	n, err := one(ctx, s, s.reads.active, value[int64], names, now.Unix(), profile, except)
 	return n, reading("the active certificates", err)
 }
 
 // KeyUsedByOther reports whether the key is in a certificate of other names that
 // was issued or is intended, in any profile but that of our own listeners.
 func (s *Store) KeyUsedByOther(ctx context.Context, spki, names string) (bool, error) {
-	var used bool
-	err := one(ctx, s.reads.otherKey, spki, names).Scan(&used)
+	used, err := one(ctx, s, s.reads.otherKey, value[bool], spki, names)
 	return used, reading("the uses of a key", err)
 }
 
 // OpenIntents returns the intents that have no result, oldest first.
 func (s *Store) OpenIntents(ctx context.Context) ([]store.Issuance, error) {
-	rows, err := s.reads.intended.QueryContext(ctx)
+	rows, err := s.list(ctx, "SELECT "+columns(intentColumns, resultColumns)+intended)
 	list, err := collect(rows, err, scanIssuance)
 	return list, reading("the open intents", err)
+}
+
+// list asks for many rows, over a connection of its own.
+func (s *Store) list(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if err := s.commitDue(); err != nil {
+		return nil, err
+	}
+	return s.read.QueryContext(ctx, query, args...)
 }
 
 // reading says what was being read where err is not nil.

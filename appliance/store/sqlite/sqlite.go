@@ -7,7 +7,8 @@
 // next ones: after a crash the index is true up to a line that [Store.Next] names,
 // and the log feeds it what is missing. A file that another version wrote, that
 // somebody altered or that is damaged is refused, with the remedy in the error.
-// A Store is safe for concurrent use; reads do not wait for writes.
+// A Store is safe for concurrent use; every answer is of after the last line that
+// [Store.Follow] took.
 //
 // # What it does not protect against
 //
@@ -25,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/mattn/go-sqlite3"
 
@@ -52,17 +54,38 @@ var (
 )
 
 // Store is the index. It implements [audit.Follower] and [challenge.Store].
+//
+// What an enrollment asks is read over the connection that writes: it sees the
+// open transaction, and costs no lock of the file. Lists, which take long, have
+// connections of their own, and end the transaction first.
 type Store struct {
 	path   string
 	write  *sql.DB // one connection: conn
 	read   *sql.DB
-	reads  reads
 	keeper *keeper
 
-	mu     sync.Mutex // serializes what uses conn, and guards what follows
-	conn   *sql.Conn
-	writes writes
-	closed bool
+	mu        sync.Mutex // serializes what uses conn, and guards what follows
+	conn      *sql.Conn
+	writes    writes
+	reads     reads
+	head      head         // after the last line that was applied, while a transaction is open
+	open      bool         // a transaction is
+	committed head         // before the open transaction
+	recent    []audit.Line // applied in the open transaction
+	due       *time.Timer  // ends it
+	failed    error        // of a commit: the index is behind for good
+	closed    bool
+}
+
+// usable reports whether there is anything to ask. The caller has Store.mu.
+func (s *Store) usable(ctx context.Context) error {
+	if s.closed {
+		return errClosed
+	}
+	if s.failed != nil {
+		return s.failed
+	}
+	return ctx.Err()
 }
 
 // Open opens the index at path, and makes it if there is none. The file and what
@@ -102,10 +125,12 @@ func open(ctx context.Context, path string) (_ *Store, err error) {
 	if err := s.writes.prepare(ctx, s.conn); err != nil {
 		return nil, err
 	}
-	s.read = connect(path, readers, "PRAGMA query_only = ON", "PRAGMA cache_size = -4096")
-	if err := s.reads.prepare(ctx, s.read); err != nil {
+	if err := s.reads.prepare(ctx, s.conn); err != nil {
 		return nil, err
 	}
+	s.read = connect(path, readers, "PRAGMA query_only = ON", "PRAGMA cache_size = -4096")
+	s.due = time.AfterFunc(time.Hour, func() { _ = s.commitDue() })
+	s.due.Stop()
 	s.keeper = keep(s)
 	return s, nil
 }
@@ -127,10 +152,13 @@ func (s *Store) Close() error {
 		s.mu.Unlock()
 		return nil
 	}
+	var errs []error
+	if s.conn != nil {
+		errs = append(errs, s.commit(context.Background()))
+	}
 	s.closed = true
 	s.mu.Unlock()
 
-	var errs []error
 	if s.keeper != nil {
 		errs = append(errs, s.keeper.stop())
 	}
@@ -138,7 +166,7 @@ func (s *Store) Close() error {
 		errs = append(errs, s.read.Close())
 	}
 	if s.conn != nil { // after those that read, so that it empties the write-ahead log
-		errs = append(errs, s.writes.close(), s.conn.Close())
+		errs = append(errs, s.reads.close(), s.writes.close(), s.conn.Close())
 	}
 	if s.write != nil {
 		errs = append(errs, s.write.Close())

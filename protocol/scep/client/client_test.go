@@ -198,7 +198,11 @@ func (s *server) reply(message []byte) ([]byte, error) {
 	if s.attributes != nil {
 		attributes = s.attributes(attributes)
 	}
-	o := cms.SignOptions{Certificate: s.ra.Raw, Key: keys()[raKey], Digest: crypto.SHA256, Attributes: attributes}
+	ra, err := cms.ParseCertificate(s.ra.Raw)
+	if err != nil {
+		return nil, err
+	}
+	o := cms.SignOptions{Certificate: ra, Key: keys()[raKey], Digest: crypto.SHA256, Attributes: attributes}
 	if s.pkiStatus == "0" {
 		certs, err := cms.CertsOnly([][]byte{s.ca.Raw, s.issue(s.csr.PublicKey)})
 		if err != nil {
@@ -329,9 +333,11 @@ func TestRefusedReplies(t *testing.T) {
 		"a failure without reason": {func(s *server) { s.pkiStatus = "2" }, client.ErrReply, "without failInfo"},
 		"tampered":                 {func(s *server) { s.after = flipLast }, client.ErrReply, "signature"},
 		"cut":                      {func(s *server) { s.after = func(b []byte) []byte { return b[:len(b)-1] } }, client.ErrReply, "malformed"},
-		"another signer of the CA": {func(s *server) { s.sign = func(o *cms.SignOptions) { o.Certificate = s.other.Raw } }, client.ErrReply, "not the RA"},
-		"SHA-1":                    {func(s *server) { s.sign = func(o *cms.SignOptions) { o.Digest = crypto.SHA1 } }, client.ErrReply, "SHA-1"},
-		"triple DES":               {func(s *server) { s.cipher = cms.DES3CBC }, client.ErrReply, "enciphered with"},
+		"another signer of the CA": {func(s *server) {
+			s.sign = func(o *cms.SignOptions) { o.Certificate, _ = cms.ParseCertificate(s.other.Raw) }
+		}, client.ErrReply, "not the RA"},
+		"SHA-1":      {func(s *server) { s.sign = func(o *cms.SignOptions) { o.Digest = crypto.SHA1 } }, client.ErrReply, "SHA-1"},
+		"triple DES": {func(s *server) { s.cipher = cms.DES3CBC }, client.ErrReply, "enciphered with"},
 		"another recipient": {func(s *server) {
 			s.sign = func(o *cms.SignOptions) {
 				to, _ := cms.ParseCertificate(s.ra.Raw)

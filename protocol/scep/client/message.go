@@ -84,8 +84,12 @@ func BuildRequest(m Message) (der []byte, err error) {
 		}
 		attributes = append(attributes, cms.Attribute{Type: a.oid, Value: value})
 	}
+	signer, err := cms.ParseCertificate(m.Signer)
+	if err != nil {
+		return nil, fmt.Errorf("%w: signer: %w", ErrRequest, err)
+	}
 	der, err = cms.Sign(cms.SignOptions{
-		Certificate: m.Signer, Chain: m.Chain, Key: m.SignerKey, Digest: m.Digest, Attributes: attributes, Content: envelope,
+		Certificate: signer, Chain: m.Chain, Key: m.SignerKey, Digest: m.Digest, Attributes: attributes, Content: envelope,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("scep client: signing the request: %w", err)
