@@ -38,6 +38,7 @@ type Env struct {
 	Now       func() time.Time // nil: time.Now
 	Zap       *zap.Logger      // nil: none
 	Version   string
+	Boot      string       // which start of the machine this is; "": the kernel says
 	Devices   net.Listener // inherited sockets; nil: opened from the configuration
 	Operators net.Listener
 }
@@ -153,7 +154,7 @@ func (a *Appliance) openLog(ctx context.Context) error {
 		return err
 	}
 	a.log, err = audit.Open(ctx, audit.Options{
-		Dir: a.auditDir(), Origin: a.cfg.Origin, Signer: holder, Verifier: verifier, Now: a.env.Now, Genesis: a.genesis,
+		Dir: a.auditDir(), Origin: a.cfg.Origin, Signer: holder, Verifier: verifier, Now: a.env.Now, Boot: a.env.Boot, Genesis: a.genesis,
 		CheckpointEvery: a.cfg.CheckpointEvery, Followers: []audit.Follower{holder, index}, MinSize: next, Log: a.env.Zap.Named("audit"),
 	})
 	if err != nil {

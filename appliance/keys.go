@@ -100,7 +100,7 @@ func (a *Appliance) openIssuers(holder *keyholder.Keyholder) error {
 		}
 		issuers[i.Name] = authority.Issuer{Issuer: is, Service: s}
 	}
-	tagger, err := readTagger(a.cfg.ChallengeKeyPath)
+	tagger, err := readTagger(a.cfg.ChallengeKeyPath, a.cfg.Challenges.Key.Credential != "")
 	if err != nil {
 		return err
 	}
@@ -110,14 +110,15 @@ func (a *Appliance) openIssuers(holder *keyholder.Keyholder) error {
 	return err
 }
 
-// readTagger reads the key of the challenges' tags: 32 bytes that nobody else
-// may read.
-func readTagger(path string) (*challenge.Tagger, error) {
+// readTagger reads the key of the challenges' tags: 32 bytes that nobody else may
+// read. Who may read a credential is the service manager's business, who may give
+// it to the service's user by an access list, which shows as bits of the group.
+func readTagger(path string, credential bool) (*challenge.Tagger, error) {
 	st, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("challenges.key: %w", err)
 	}
-	if st.Mode().Perm()&0o077 != 0 {
+	if st.Mode().Perm()&0o077 != 0 && !credential {
 		return nil, fmt.Errorf("challenges.key: %s can be read by others: chmod 0600 it", path)
 	}
 	key, err := os.ReadFile(path)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -58,6 +59,9 @@ func Rebuild(ctx context.Context, cfg *config.Config) (Rebuilt, error) {
 	if err != nil {
 		return Rebuilt{}, errors.Join(err, removeDB(fresh))
 	}
+	if err := handOver(cfg.State, fresh); err != nil {
+		return Rebuilt{}, errors.Join(err, removeDB(fresh))
+	}
 	r := Rebuilt{Next: next}
 	old, oldErr := dumpOf(ctx, path)
 	r.Same = oldErr == nil && bytes.Equal(old, dump)
@@ -70,6 +74,25 @@ func Rebuild(ctx context.Context, cfg *config.Config) (Rebuilt, error) {
 		return Rebuilt{}, err
 	}
 	return r, renameDB(fresh, path)
+}
+
+// handOver gives a database to who owns the folder that it is for: root makes it
+// anew for a service that runs as somebody else.
+func handOver(dir, path string) error {
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	owner, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || os.Geteuid() != 0 {
+		return nil
+	}
+	for _, suffix := range dbFiles {
+		if err := os.Chown(path+suffix, int(owner.Uid), int(owner.Gid)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // replay feeds the whole log to a new index, and returns its state as text.

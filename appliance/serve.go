@@ -7,11 +7,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -62,7 +65,15 @@ func (a *Appliance) openCertificate(ctx context.Context) error {
 			log.Error("renewing the listeners' certificate", zap.Error(err))
 		}
 	}()
-	a.onClose(func(context.Context) error { stop(); <-done; return nil })
+	a.onClose(func(ctx context.Context) error {
+		stop()
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done(): // a certificate is being issued, and the disk does not answer
+			return fmt.Errorf("the listeners' certificate: %w", ctx.Err())
+		}
+	})
 	return nil
 }
 
@@ -84,7 +95,7 @@ func (a *Appliance) issueServer(ctx context.Context, pub crypto.PublicKey, names
 func (a *Appliance) openListeners(context.Context) error {
 	d := a.cfg.Devices
 	devices, err := listen.New(listen.Options{
-		Name: "devices", Listener: a.env.Devices, Address: d.Listen, GetCertificate: a.cert.GetCertificate,
+		Name: "devices", Listener: a.env.Devices, Address: unlessInherited(a.env.Devices, d.Listen), GetCertificate: a.cert.GetCertificate,
 		Handler:        gate.Devices(a.authority, raKeys{a}, a.env.Now, a.env.Zap.Named("scep")),
 		ConnsPerSource: d.ConnsPerSource, MaxConns: d.MaxConns, Log: a.env.Zap.Named("devices"),
 	})
@@ -104,8 +115,11 @@ func (a *Appliance) openListeners(context.Context) error {
 	if a.cfg.Operators.Listen == "" && a.env.Operators == nil {
 		return nil
 	}
+	if a.cfg.OperatorCA == nil {
+		return errors.New("the operators' listener: its socket was inherited, but the configuration names no operators.ca: nobody could be told from a stranger")
+	}
 	operators, err := listen.New(listen.Options{
-		Name: "operators", Listener: a.env.Operators, Address: a.cfg.Operators.Listen, GetCertificate: a.cert.GetCertificate,
+		Name: "operators", Listener: a.env.Operators, Address: unlessInherited(a.env.Operators, a.cfg.Operators.Listen), GetCertificate: a.cert.GetCertificate,
 		ClientCAs: a.cfg.OperatorCA, Handler: a.api(certificateActor), Log: a.env.Zap.Named("operators"),
 	})
 	if err != nil {
@@ -116,15 +130,41 @@ func (a *Appliance) openListeners(context.Context) error {
 	return nil
 }
 
+// unlessInherited is the address to listen on: none where the service manager has
+// opened the socket, whatever the configuration says.
+func unlessInherited(l net.Listener, address string) string {
+	if l != nil {
+		return ""
+	}
+	return address
+}
+
+// drainWithin bounds how long each listener waits for its requests at a stop. What
+// is left of the time is the log's: a stop that it does not know of makes every
+// open challenge void after the machine was started.
+const drainWithin = 3 * time.Second
+
 func (a *Appliance) serve(s server) {
 	a.servers = append(a.servers, s)
-	a.onClose(s.Shutdown)
+	a.onClose(func(ctx context.Context) error {
+		within, cancel := context.WithTimeout(ctx, drainWithin)
+		defer cancel()
+		err := s.Shutdown(within)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			a.env.Zap.Warn("requests were cut off by the stop", zap.Error(err))
+			return nil
+		}
+		return err
+	})
 }
 
 func (a *Appliance) api(actor func(*http.Request) (audit.Actor, bool)) http.Handler {
 	return operator.NewHandler(operator.Options{
 		Acts: a.authority, Index: a.index, Log: a.log, Status: a.status, Actor: actor, Zap: a.env.Zap.Named("operator"),
 		Scan: func(from uint64, fn func(audit.Line) error) error { return audit.Scan(a.auditDir(), from, fn) },
+		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {
+			return audit.Find(ctx, a.auditDir(), request, limit)
+		},
 	})
 }
 
@@ -199,7 +239,7 @@ func (a *Appliance) status(context.Context) operator.Status {
 	}
 	degraded := func(why string) { s.State, s.Reasons = operator.Degraded, append(s.Reasons, why) }
 	if err := a.log.Healthy(); err != nil {
-		degraded("the log cannot be written, nothing is issued: " + err.Error())
+		degraded(noLog(err))
 	}
 	if err := a.token.Healthy(); err != nil {
 		degraded("the token: " + err.Error())
@@ -222,6 +262,14 @@ func (a *Appliance) status(context.Context) operator.Status {
 		s.Profiles = append(s.Profiles, operator.StatusProfile{Name: name, URL: a.DeviceURL(name)})
 	}
 	return s
+}
+
+// noLog says what a log that failed asks of a person.
+func noLog(err error) string {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return "the disk is full: make room, then start the service again; until then nothing is issued: " + err.Error()
+	}
+	return "the log cannot be written, and nothing is issued until the service is started again: " + err.Error()
 }
 
 // DeviceURL is what the devices of a profile are told.

@@ -169,8 +169,17 @@ func segments(dir string) ([]segment, error) {
 	return out, nil
 }
 
+// A ForeignFileError names a file in a folder of the log that is not the log's:
+// what it is to mean is for a person to say.
+type ForeignFileError struct{ Path string }
+
+// Error says what to do about it.
+func (e *ForeignFileError) Error() string {
+	return "audit: " + e.Path + " is no file of the log: move it out of the folder; nothing else was looked at"
+}
+
 // numbered lists the numbers of files that are called by twelve digits and an
-// ending, in order.
+// ending, in order. Another file is a [*ForeignFileError].
 func numbered(dir, ending string) ([]uint64, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -186,11 +195,11 @@ func numbered(dir, ending string) ([]uint64, error) {
 			if strings.HasSuffix(e.Name(), ".tmp") {
 				continue // a write that never became durable
 			}
-			return nil, fmt.Errorf("audit: %s does not belong into %s", e.Name(), dir)
+			return nil, &ForeignFileError{filepath.Join(dir, e.Name())}
 		}
 		var n uint64
 		if _, err := fmt.Sscanf(stem, "%d", &n); err != nil || fmt.Sprintf("%012d", n) != stem {
-			return nil, fmt.Errorf("audit: %s does not belong into %s", e.Name(), dir)
+			return nil, &ForeignFileError{filepath.Join(dir, e.Name())}
 		}
 		out = append(out, n)
 	}

@@ -74,6 +74,7 @@ type Options struct {
 	Verifier note.Verifier         // required beside a Signer
 	Genesis  func() (Entry, error) // record 0 of an empty log
 	Now      func() time.Time      // nil: time.Now
+	Boot     string                // which start of the machine this is; "": the kernel says
 	Log      *zap.Logger           // nil: none
 
 	Followers []Follower

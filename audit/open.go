@@ -31,7 +31,7 @@ func (e *MaintenanceError) Error() string {
 // Recovery is how a log was found when it was opened.
 type Recovery struct {
 	Clean    bool   // new, or the service had recorded its stop
-	SameBoot bool   // the machine was not started since the last record
+	SameBoot bool   // the machine was not started since the service ran
 	Cut      int64  // octets of a torn tail that were put aside
 	SHA256   string // of them, hex
 	Kept     string // the file that has them
@@ -57,10 +57,13 @@ func bootMicros() int64 {
 	return ts.Nano() / 1000
 }
 
+// unknownBoot is the boot id where nobody tells it. It is never the same boot.
+const unknownBoot = "unknown"
+
 func bootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return "unknown"
+		return unknownBoot
 	}
 	return strings.TrimSpace(string(b))
 }
@@ -89,7 +92,9 @@ func Open(ctx context.Context, o Options) (_ *Log, err error) {
 			}
 		}
 	}()
-	l.w.boot = bootID()
+	if l.w.boot = o.Boot; o.Boot == "" {
+		l.w.boot = bootID()
+	}
 	if err := l.recover(ctx); err != nil {
 		return nil, err
 	}
@@ -178,8 +183,8 @@ func (l *Log) genesis(ctx context.Context, s *scanner) error {
 func (l *Log) continueFrom(ctx context.Context, s *scanner) error {
 	l.w.chain, l.head = *s.chain.Clone(), s.chain.Head()
 	l.w.name, l.w.size, l.w.sum, l.w.began = s.seg.name, s.offset, s.sum, s.began
-	l.recovered = Recovery{Clean: s.lastEvent == "system.stop", SameBoot: s.lastBoot == l.w.boot}
-	if l.recovered.SameBoot { // a clock that was set since is noticed
+	l.recovered = Recovery{Clean: s.lastEvent == "system.stop", SameBoot: s.runBoot == l.w.boot && l.w.boot != unknownBoot}
+	if s.lastBoot == l.w.boot && l.w.boot != unknownBoot { // a clock that was set since is noticed
 		l.w.wall, l.w.mono = s.lastTime, s.lastMono
 	}
 	if s.newest != nil {

@@ -3,11 +3,13 @@ package audit_test
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/postern-pki/postern/audit"
 )
@@ -302,5 +304,72 @@ func TestStop(t *testing.T) {
 	closeLog(t, l)
 	if r := open(t, options(t, dir, s)).Recovered(); !r.Clean {
 		t.Errorf("after a recorded stop: %+v", r)
+	}
+}
+
+// TestABootThatNobodyTells: where the kernel's word is hidden, who starts the
+// service says which boot it is; unknown is never the same as before.
+func TestABootThatNobodyTells(t *testing.T) {
+	for boot, same := range map[string]bool{"5f2b": true, "unknown": false} {
+		dir := t.TempDir()
+		o := options(t, dir, nil)
+		o.Boot = boot
+		l := open(t, o)
+		appendN(t, l, 1)
+		closeLog(t, l)
+		if r := open(t, o).Recovered(); r.SameBoot != same {
+			t.Errorf("%s: same boot %v, want %v", boot, r.SameBoot, same)
+		}
+		if got := readAll(t, dir)[1].Record.Boot; got != boot {
+			t.Errorf("the record says boot %q, want %q", got, boot)
+		}
+	}
+}
+
+// TestAStartThatWasCutShort: what a start records before it is complete does not
+// hide from the next one that the machine was started since the service ran.
+func TestAStartThatWasCutShort(t *testing.T) {
+	of := func(boot string, events ...string) (out []audit.Record) {
+		for _, e := range events {
+			out = append(out, audit.Record{Event: e, Outcome: "ok", Boot: boot, Actor: audit.Actor{Kind: "system"}})
+		}
+		return out
+	}
+	boot := strings.TrimSpace(string(readFile(t, "/proc/sys/kernel/random/boot_id")))
+	for name, tt := range map[string]struct {
+		records     []audit.Record
+		clean, same bool
+	}{
+		"it ran in this boot":                     {of(boot, "log.genesis", "system.start", "scep.enroll"), false, true},
+		"it ran before this boot":                 {of("earlier", "log.genesis", "system.start", "scep.enroll"), false, false},
+		"it stopped before this boot":             {of("earlier", "log.genesis", "system.start", "system.stop", "log.checkpoint"), true, false},
+		"it was only opened in this boot":         {append(of("earlier", "log.genesis", "system.start", "scep.enroll"), of(boot, "log.recovered", "log.checkpoint")...), false, false},
+		"it began to start in this boot":          {append(of("earlier", "log.genesis", "system.start", "scep.enroll"), of(boot, "system.unclean", "challenge")...), false, false},
+		"it began to start twice in this boot":    {append(of("earlier", "log.genesis", "system.start"), of(boot, "system.unclean", "system.unclean", "challenge")...), false, false},
+		"it started in this boot and went on":     {append(of("earlier", "log.genesis", "system.start"), of(boot, "system.unclean", "challenge", "system.start", "scep.enroll")...), false, true},
+		"it stopped, and was opened in this boot": {append(of("earlier", "log.genesis", "system.start", "system.stop"), of(boot, "log.checkpoint", "time.step")...), true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			var file []byte
+			var prev [32]byte
+			for n, r := range tt.records {
+				if r.Seq, r.Prev, r.Time = uint64(n), hex.EncodeToString(prev[:]), time.Now(); r.Event == "log.genesis" {
+					r.Object = audit.Object{"origin": origin}
+				}
+				l, err := audit.Encode(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				file, prev = append(file, l.Raw...), l.Hash()
+			}
+			if err := os.MkdirAll(filepath.Join(dir, "segments"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			writeFile(t, filepath.Join(dir, "segments", "000000000000.jsonl"), file)
+			if r := open(t, options(t, dir, nil)).Recovered(); r.Clean != tt.clean || r.SameBoot != tt.same {
+				t.Errorf("%+v, want clean %v, same boot %v", r, tt.clean, tt.same)
+			}
+		})
 	}
 }

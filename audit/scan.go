@@ -27,8 +27,10 @@ type scanner struct {
 	sum       hash.Hash
 	tail      []byte // what follows it
 	began     time.Time
-	lastEvent string
-	lastBoot  string
+	lastEvent string // of the service
+	runBoot   string // of its last complete start, or what it did since
+	starting  bool   // a start was not complete
+	lastBoot  string // of the last line
 	lastTime  time.Time
 	lastMono  int64
 	note      string // of the newest checkpoint in the segment
@@ -115,16 +117,29 @@ func (s *scanner) read(data []byte) error {
 		s.before = s.offset
 		s.offset, s.lines, data = s.offset+int64(end), s.lines+1, data[end:]
 		s.lastBoot, s.lastTime, s.lastMono = line.Record.Boot, line.Record.Time, line.Record.Mono
-		switch line.Record.Event {
-		case "log.checkpoint", "log.segment", "time.step":
-		default:
-			s.lastEvent = line.Record.Event
-		}
+		s.service(&line.Record)
 		if s.newest != nil && s.newest.size == s.chain.size && s.newest.root != s.chain.Head().Root {
 			return s.damage(fmt.Sprintf("the records up to %d are not those of the signed checkpoint", s.chain.size-1))
 		}
 	}
 	return s.short()
+}
+
+// service notes how the service was left. What a start records before it is
+// complete says nothing of that: cut short, the next one has to find the same.
+func (s *scanner) service(r *Record) {
+	switch r.Event {
+	case "log.checkpoint", "log.segment", "log.recovered", "time.step":
+		return
+	case "system.unclean":
+		s.starting = true
+	case "system.start":
+		s.starting = false
+	}
+	s.lastEvent = r.Event
+	if !s.starting {
+		s.runBoot = r.Boot
+	}
 }
 
 // short refuses a log that ends before its newest checkpoint.

@@ -194,6 +194,9 @@ func (v *verifier) files() error {
 	}
 	for _, n := range sizes {
 		data, err := os.ReadFile(filepath.Join(v.dir, checkpointDir, noteName(n)))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // an old one, which a running service has just removed
+		}
 		if err != nil {
 			return fmt.Errorf("audit: %w", err)
 		}

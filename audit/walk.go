@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"hash"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -269,4 +271,50 @@ func (f *fields) follows(digest [32]byte) bool {
 	var text [64]byte
 	hex.Encode(text[:], digest[:])
 	return bytes.Equal(f.prev[1:len(f.prev)-1], text[:])
+}
+
+// Find returns the lines of a request, oldest first and at most limit of them,
+// without the lock. It reads the newest segments first, since that is what people
+// ask for, and ends at the first one that has none where the one after it had
+// some: the lines of a request stand together. For one that is not there it reads
+// the whole log, at the speed of the disk. Errors are those of [Scan], and of ctx.
+func Find(ctx context.Context, dir, request string, limit int) ([]Line, error) {
+	list, err := segments(dir)
+	if err != nil {
+		return nil, err
+	}
+	// Lines are canonical, so that most of them need no more than this look.
+	mark := jcs.AppendString([]byte(`"req":`), request)
+	var out []Line
+	for i, s := range slices.Backward(list) {
+		var found []Line
+		n := 0
+		err := eachLine(filepath.Join(dir, segmentDir, s.name), func(raw []byte, whole bool) error {
+			if n++; n%4096 == 0 && ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if !whole && i == len(list)-1 || !bytes.Contains(raw, mark) {
+				return nil
+			}
+			l, err := ParseLine(raw)
+			if err != nil {
+				return err
+			}
+			if l.Record.Request == request && len(found) < limit {
+				found = append(found, l)
+			}
+			return nil
+		})
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(found) == 0 && len(out) > 0 {
+			break
+		}
+		out = append(found, out...)
+	}
+	return out[:min(len(out), limit)], nil
 }

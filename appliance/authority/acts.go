@@ -94,58 +94,62 @@ func (p *Pipeline) newChallenge(a NewChallenge) (Challenge, challenge.Record, er
 // A Begin says how the log was found at the start.
 type Begin struct {
 	Clean     bool // the last record says that the service stopped
-	SameBoot  bool // the machine has not been started since
+	SameBoot  bool // the machine has not been started since the service ran
 	Version   string
 	Config    string // digest of the configuration
 	Recovered string // words on a tail that was cut, or ""
 }
 
-// Start closes what a crash left open and records the start. It runs once,
-// before the first request.
+// Start closes what a crash left open and records the start. It runs once, before
+// the first request. Its last record is system.start: a start that is cut short
+// before that is made again by the next one, with the same Begin.
 func (p *Pipeline) Start(ctx context.Context, b Begin) error {
-	var entries []audit.Entry
-	add := func(event, out string, o audit.Object) {
-		entries = append(entries, audit.Entry{Event: event, Outcome: out, Request: newID(), Actor: system(), Object: o})
+	record := func(event, out string, o audit.Object) audit.Entry {
+		return audit.Entry{Event: event, Outcome: out, Request: newID(), Actor: system(), Object: o}
 	}
 	if !b.Clean {
-		add("system.unclean", "found", audit.Object{"recovered": b.Recovered})
+		if _, err := p.log.Append(ctx, record("system.unclean", "found", audit.Object{"recovered": b.Recovered})); err != nil {
+			return err
+		}
 	}
 	open, err := p.index.OpenIntents(ctx)
 	if err != nil {
 		return fmt.Errorf("authority: reading open intents: %w", err)
 	}
 	for _, i := range open {
-		entries = append(entries, burnt(i.Request, i.IntentSeq, i.Serial, "the service stopped before the outcome was recorded")...)
-	}
-	if !b.Clean && !b.SameBoot {
-		for {
-			// Each pass closes what it lists, so the list gets shorter.
-			list, err := p.index.Challenges(ctx, store.ChallengeFilter{State: challenge.Open, Limit: MaxBatch})
-			if err != nil {
-				return fmt.Errorf("authority: reading open challenges: %w", err)
-			}
-			if len(list) == 0 {
-				break
-			}
-			var void []audit.Entry
-			for _, c := range list {
-				void = append(void, audit.Entry{Event: store.EventChallenge, Outcome: store.OutRevoked, Request: newID(), Actor: system(),
-					Object: audit.Object{"id": c.ID, "why": "the machine stopped without warning"}})
-			}
-			if _, err := p.log.AppendAll(ctx, void...); err != nil {
-				return err
-			}
-		}
-	}
-	add("system.start", "ok", audit.Object{"version": b.Version, "config": b.Config, "policy": p.policies.Digest()})
-	for len(entries) > 0 {
-		n := min(len(entries), MaxBatch)
-		if _, err := p.log.AppendAll(ctx, entries[:n]...); err != nil {
+		if _, err := p.log.AppendAll(ctx, burnt(i.Request, i.IntentSeq, i.Serial, "the service stopped before the outcome was recorded")...); err != nil {
 			return err
 		}
-		entries = entries[n:]
 	}
-	return nil
+	if !b.Clean && !b.SameBoot { // after the intents, which free challenges
+		if err := p.void(ctx); err != nil {
+			return err
+		}
+	}
+	_, err = p.log.Append(ctx, record("system.start", "ok", audit.Object{"version": b.Version, "config": b.Config, "policy": p.policies.Digest()}))
+	return err
+}
+
+// void closes every open challenge: the machine may have lost records of their use.
+func (p *Pipeline) void(ctx context.Context) error {
+	for {
+		// Each pass closes what it lists, so the list gets shorter.
+		list, err := p.index.Challenges(ctx, store.ChallengeFilter{State: challenge.Open, Limit: MaxBatch})
+		if err != nil {
+			return fmt.Errorf("authority: reading open challenges: %w", err)
+		}
+		if len(list) == 0 {
+			return nil
+		}
+		var entries []audit.Entry
+		for _, c := range list {
+			entries = append(entries, audit.Entry{Event: store.EventChallenge, Outcome: store.OutRevoked, Request: newID(), Actor: system(),
+				Object: audit.Object{"id": c.ID, "why": "the machine stopped without warning"}})
+		}
+		if _, err := p.log.AppendAll(ctx, entries...); err != nil {
+			return err
+		}
+	}
 }
 
 // IssueServer issues the certificate of our own listeners. It goes the same way

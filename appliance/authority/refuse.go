@@ -2,7 +2,11 @@ package authority
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -26,7 +30,7 @@ const whyPolicy challenge.Why = "policy"
 func (v *verdict) and(d policy.Decision, g grant) *verdict {
 	if v == nil {
 		v = &verdict{kind: protocol.NotAllowed}
-		if g.challenge.ID != "" {
+		if g.challenge.ID != "" && !busy(d.Reasons) {
 			v.challenge = &challenge.Refusal{ID: g.challenge.ID, Why: whyPolicy}
 		}
 		if len(d.Reasons) > 0 {
@@ -44,8 +48,24 @@ func (v *verdict) and(d policy.Decision, g grant) *verdict {
 	return v
 }
 
-// refuse records a refusal with all its reasons and answers with one sentence.
+// busy reports whether nothing is wrong but that others came first this minute,
+// which costs no challenge a try: the device is told to come again.
+func busy(reasons []policy.Reason) bool {
+	return !slices.ContainsFunc(reasons, func(r policy.Reason) bool { return r.Rule != rulePerMinute })
+}
+
+// rulePerMinute is policy's rule on how many certificates a profile issues.
+const rulePerMinute = "limits.per_minute"
+
+// recordWithin bounds a record that is made also when its sender hung up. A token
+// that hangs keeps the log busy with a checkpoint for 10 s.
+const recordWithin = 15 * time.Second
+
+// refuse records a refusal with all its reasons and answers with one sentence. A
+// device that does not wait for that is refused, and counted, all the same.
 func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *verdict) (protocol.Outcome, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
+	defer cancel()
 	reasons := make([]any, 0, len(v.reasons))
 	for _, r := range v.reasons[:min(len(v.reasons), maxReasons)] {
 		reasons = append(reasons, audit.Object{"rule": r.Rule, "saw": cut(r.Saw), "say": r.Say})
@@ -86,23 +106,71 @@ func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *ve
 		}
 		defer unlock()
 	}
-	if p.worn(ctx, v) {
+	worn, free := p.worn(ctx, q, v)
+	defer free()
+	if worn {
 		entries = append(entries, audit.Entry{Event: store.EventChallenge, Outcome: store.OutRevoked, Request: q.id, Actor: system(),
 			Object: audit.Object{"id": v.challenge.ID, "why": "refused too often"}})
 	}
-	if _, err := p.log.AppendAll(ctx, entries...); err != nil {
+	_, err := p.log.AppendAll(ctx, entries...)
+	if errors.Is(err, audit.ErrTooLarge) {
+		shorten(o)
+		_, err = p.log.AppendAll(ctx, entries...)
+	}
+	if err != nil {
 		return protocol.Outcome{}, err
 	}
 	return protocol.Outcome{RequestID: q.id, Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: v.kind, Say: v.say}}, nil
 }
 
-// worn reports whether this refusal is the last that the challenge survives.
-func (p *Pipeline) worn(ctx context.Context, v *verdict) bool {
-	if v.challenge == nil || v.challenge.ID == "" {
-		return false
+// shorten makes room in the record of a refusal, so that nobody escapes the log by
+// asking for much: what is left out has its digest there.
+func shorten(o audit.Object) {
+	const few = 16 // of at most 64 reasons, which quote 256 octets each
+	if facts, err := json.Marshal(o["facts"]); err == nil {
+		delete(o, "facts")
+		o["facts_sha256"] = digest(facts)
 	}
-	r, err := p.index.Challenge(ctx, v.challenge.ID)
-	return err == nil && r.State == challenge.Open && r.Refusals+1 >= challenge.MaxRefusals
+	if reasons, ok := o["reasons"].([]any); ok && len(reasons) > few {
+		o["reasons"] = reasons[:few]
+		o["reasons_more"] = len(reasons) - few
+	}
+}
+
+// worn reports whether this refusal is the last that the challenge survives. The
+// challenge is held until free is called: a request that holds it now may be on
+// its way to spend it, and no index could follow a log in which a challenge is
+// revoked first. Such a one is not revoked here; as refused it is either spent, or
+// has been refused as often as one that is.
+func (p *Pipeline) worn(ctx context.Context, q *proven, v *verdict) (yes bool, free func()) {
+	free = func() {}
+	if v.challenge == nil || v.challenge.ID == "" {
+		return false, free
+	}
+	id, request := v.challenge.ID, requestDigest(q)
+	if v.challenge.Why != whyPolicy { // else this request has it
+		if p.holds.Hold(id, request, p.now().Add(challenge.HoldFor)) != nil {
+			return false, free
+		}
+		free = func() { p.holds.Release(id, request) }
+	}
+	r, err := p.index.Challenge(ctx, id)
+	return err == nil && r.State == challenge.Open && r.Refusals+1 >= challenge.MaxRefusals, free
+}
+
+// unserved records a request that was neither granted nor refused.
+func (p *Pipeline) unserved(ctx context.Context, id string, r protocol.Request) {
+	why := "fault of the appliance"
+	if ctx.Err() != nil {
+		why = "not decided in time"
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
+	defer cancel()
+	_, err := p.log.Append(ctx, audit.Entry{Event: "message", Outcome: "rejected", Request: id, Actor: audit.Actor{Kind: "device", Source: r.Source},
+		Object: audit.Object{"protocol": r.Protocol, "profile": cut(r.Profile), "why": why, "signer_cert": digest(r.Proof.SignerCert)}})
+	if err != nil {
+		p.zap.Error("a request that was not decided could not be recorded", zap.String("request", id), zap.Error(err))
+	}
 }
 
 // Reject implements [protocol.Authority]: what never became a request is

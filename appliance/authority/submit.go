@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"go.uber.org/zap"
@@ -15,14 +16,26 @@ import (
 	"github.com/postern-pki/postern/protocol"
 )
 
-// finishWithin bounds what happens after the intent is durable. It goes on when
-// the device hangs up, so that no intent is left open by that.
-const finishWithin = 15 * time.Second
+// signWithin bounds a signature. It is made also when the device hung up, so that
+// no intent is left open by that.
+const signWithin = 15 * time.Second
 
-// Submit implements [protocol.Authority]: every request goes through the same
-// stages, in this order and no other.
-func (p *Pipeline) Submit(ctx context.Context, r protocol.Request) (protocol.Outcome, error) {
-	id := newID()
+// Submit implements [protocol.Authority]. A request that comes to no decision is
+// recorded too: by our fault, or because its sender hung up.
+func (p *Pipeline) Submit(ctx context.Context, r protocol.Request) (out protocol.Outcome, err error) {
+	id, decided := newID(), false
+	defer func() {
+		if !decided { // an error, or a panic on its way up
+			p.unserved(ctx, id, r)
+		}
+	}()
+	out, err = p.submit(ctx, id, r)
+	decided = err == nil
+	return out, err
+}
+
+// submit takes every request through the same stages, in this order and no other.
+func (p *Pipeline) submit(ctx context.Context, id string, r protocol.Request) (protocol.Outcome, error) {
 	profile, ok := p.policies.Profile(r.Profile)
 	if !ok {
 		return protocol.Outcome{}, protocol.ErrUnknownProfile
@@ -108,7 +121,7 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 		return protocol.Outcome{}, errors.New("authority: a decision to issue without a template")
 	}
 	if !p.rate.take(q.profile.Name, int64(q.profile.Limits.PerMinute), p.now()) {
-		return p.refuse(ctx, q, &f, notAllowed("limits.per_minute", "reached while deciding", "too many certificates in this minute: try again"))
+		return p.refuse(ctx, q, &f, notAllowed(rulePerMinute, "reached while deciding", "too many certificates in this minute: try again"))
 	}
 	i := store.Issuance{
 		Profile: q.profile.Name, Issuer: q.profile.Issuer, Request: q.id, Names: d.Names().Digest(),
@@ -133,6 +146,9 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 	o := store.IntentObject(ticket.Intent(), i)
 	o["kind"], o["policy"], o["facts"], o["by"] = g.kind, d.Digest, audit.Object(f.Object()), g.by
 	der, err := p.issue(ctx, q.id, q.actor(), ticket, o)
+	if errors.Is(err, audit.ErrTooLarge) { // so nothing of it was written
+		return p.refuse(ctx, q, &f, notAllowed("record", "too large", "the request asks for more than a record holds"))
+	}
 	if err != nil {
 		return protocol.Outcome{}, err
 	}
@@ -140,16 +156,21 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 }
 
 // issue is the order that nothing may change: intent durable, sign, result
-// durable. The device may have gone; what was begun is finished all the same.
+// durable. A device that hangs up before is let go; what was begun is finished all
+// the same, and each record is waited for as long as it takes: whoever left while
+// the intent is on its way would let another request spend the same challenge,
+// which no index could follow.
 func (p *Pipeline) issue(ctx context.Context, id string, who audit.Actor, t *issuer.Ticket, intent audit.Object) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("authority: before the intent: %w", err)
+	}
+	ctx = context.WithoutCancel(ctx)
 	serial := t.Intent().Serial
 	line, err := p.log.Append(ctx, audit.Entry{Event: store.EventEnroll, Outcome: store.OutIntent, Request: id, Actor: who, Object: intent})
 	if err != nil {
 		return nil, fmt.Errorf("authority: recording the intent: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishWithin)
-	defer cancel()
-	der, serr := t.Sign(ctx, line.Record.Seq)
+	der, serr := p.sign(ctx, t, line.Record.Seq)
 	if serr != nil {
 		return nil, p.failed(ctx, id, line.Record.Seq, serial, serr)
 	}
@@ -161,6 +182,19 @@ func (p *Pipeline) issue(ctx context.Context, id string, who audit.Actor, t *iss
 		return nil, fmt.Errorf("authority: recording the certificate: %w", err)
 	}
 	return der, nil
+}
+
+// sign makes a panic an error, since the intent has to get its outcome.
+func (p *Pipeline) sign(ctx context.Context, t *issuer.Ticket, intent uint64) (der []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, signWithin)
+	defer cancel()
+	defer func() {
+		if v := recover(); v != nil {
+			p.zap.Error("panic while signing", zap.Any("value", v), zap.ByteString("stack", debug.Stack()))
+			err = errors.New("authority: panic while signing")
+		}
+	}()
+	return t.Sign(ctx, intent)
 }
 
 // failed closes an intent whose signature did not come. A token that did not
@@ -179,12 +213,14 @@ func (p *Pipeline) failed(ctx context.Context, id string, seq uint64, serial str
 	return fmt.Errorf("authority: signing: %w", serr)
 }
 
-// burnt closes an intent of which nobody knows whether it was signed.
+// burnt closes an intent of which nobody knows whether it was signed. The
+// revocation comes first: should a crash leave that line alone, the intent is
+// still open, and the next start writes both.
 func burnt(id string, seq uint64, serial, why string) []audit.Entry {
 	o := store.ResultObject(seq, serial, nil)
 	o["why"] = why
 	return []audit.Entry{
-		{Event: store.EventEnroll, Outcome: store.OutUnknown, Request: id, Actor: system(), Object: o},
 		{Event: store.EventRevocation, Outcome: store.OutDue, Request: id, Actor: system(), Object: store.RevocationObject(serial, why)},
+		{Event: store.EventEnroll, Outcome: store.OutUnknown, Request: id, Actor: system(), Object: o},
 	}
 }

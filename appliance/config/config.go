@@ -20,8 +20,6 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
-	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -283,49 +281,6 @@ func (l *loader) audit() {
 	l.use("audit.key", l.c.Audit.Key, "audit")
 	l.c.AuditCertificate = l.certificate("audit.certificate", l.c.Audit.Certificate)
 	l.c.CheckpointEvery = l.duration("audit.checkpoint_every", l.c.Audit.CheckpointEvery, time.Minute, time.Second, time.Hour)
-}
-
-func (l *loader) listeners() {
-	c := l.c
-	l.address("devices.listen", c.Devices.Listen)
-	if c.Devices.URL != "" {
-		u, err := url.Parse(c.Devices.URL)
-		if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" {
-			l.fault("devices.url", "has to be an https URL: nothing speaks plain HTTP", "")
-		}
-	}
-	if c.Devices.ConnsPerSource < 0 || c.Devices.MaxConns < 0 {
-		l.fault("devices", "limits are not negative", "")
-	}
-	if l.need("operators.socket", c.Operators.Socket) {
-		l.abs(&c.Operators.Socket)
-		const sunPath = 107 // octets that a Unix address can hold
-		if len(c.Operators.Socket) > sunPath {
-			l.fault("operators.socket", fmt.Sprintf("the path is longer than the %d octets that a socket can have", sunPath), "")
-		}
-	}
-	if c.Operators.Listen == "" {
-		return
-	}
-	l.address("operators.listen", c.Operators.Listen)
-	if ca := l.certificate("operators.ca", c.Operators.CA); ca != nil {
-		for _, i := range c.Issuers {
-			if i.CA != nil && i.CA.Equal(ca) {
-				l.fault("operators.ca", "is the devices' CA: each device would be an operator", "")
-			}
-		}
-		c.OperatorCA = x509.NewCertPool()
-		c.OperatorCA.AddCert(ca)
-	}
-}
-
-func (l *loader) address(path, addr string) {
-	if !l.need(path, addr) {
-		return
-	}
-	if _, port, err := net.SplitHostPort(addr); err != nil || port == "" {
-		l.fault(path, "has to be address:port, such as 10.1.2.3:8443 or :8443", "")
-	}
 }
 
 func (l *loader) profiles() {

@@ -80,6 +80,33 @@ func site(t testing.TB) string {
 	write("audit.pem", audit)
 	_, operators := certificate(t, nil, nil, x509.KeyUsageCertSign)
 	write("operator-ca.pem", operators)
+	again := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "another name"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter.Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, again, again, caKey.Public(), caKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("ca-again.pem", &x509.Certificate{Raw: der})
+	// A CA below a root, for the files of a second issuer.
+	rootKey, root := certificate(t, nil, nil, x509.KeyUsageCertSign)
+	write("root.pem", root)
+	below := &x509.Certificate{SerialNumber: big.NewInt(8), Subject: pkix.Name{CommonName: "below"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
+	belowKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if der, err = x509.CreateCertificate(rand.Reader, below, root, belowKey.Public(), rootKey); err != nil {
+		t.Fatal(err)
+	}
+	if below, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	write("below.pem", below)
+	for name, usage := range map[string]x509.KeyUsage{"below-sign.pem": x509.KeyUsageDigitalSignature, "below-decrypt.pem": x509.KeyUsageKeyEncipherment} {
+		_, c := certificate(t, belowKey, below, usage, agent)
+		write(name, c)
+	}
 	put(t, dir, "transcript.jsonl", "{}\n")
 	put(t, dir, "profiles.yaml", profiles)
 	return dir
@@ -162,6 +189,8 @@ func TestFaultsNameTheirPlace(t *testing.T) {
 		"an RA certificate of another usage": {"certificate: ra-sign.pem", "certificate: ra-decrypt.pem", "issuers[0].ra_sign.certificate", "", 19},
 		"an RA certificate of no RA":         {"certificate: ra-sign.pem", "certificate: audit.pem", "issuers[0].ra_sign.certificate", "", 19},
 		"the devices' CA for operators":      {"ca: operator-ca.pem", "ca: ca.pem", "operators.ca", "", 24},
+		"the devices' CA by another name":    {"ca: operator-ca.pem", "ca: ca-again.pem", "operators.ca", "", 24},
+		"the devices' CA and no address":     {`listen: ":9443", ca: operator-ca.pem`, "ca: ca.pem", "operators.ca", "", 24},
 		"plain HTTP":                         {"https://scep", "http://scep", "devices.url", "", 23},
 		"ACME":                               {"mode: internal", "mode: acme", "tls.mode", "", 25},
 		"no port":                            {`listen: ":8443"`, `listen: "8443"`, "devices.listen", "", 23},
@@ -183,6 +212,21 @@ func TestFaultsNameTheirPlace(t *testing.T) {
 			}
 			t.Errorf("%v, want a fault at line %d, %s, nearest %q", faults, tt.line, tt.path, tt.nearest)
 		})
+	}
+}
+
+func TestNoCAAboveTheDevicesSignsForOperators(t *testing.T) {
+	twoTier := strings.NewReplacer("certificate: ca.pem}", "certificate: below.pem}\n    chain: [root.pem]",
+		"certificate: ra-sign.pem", "certificate: below-sign.pem", "certificate: ra-decrypt.pem", "certificate: below-decrypt.pem").Replace(good)
+	dir := site(t)
+	if _, faults := load(t, dir, twoTier); faults != nil {
+		t.Fatal(faults)
+	}
+	for _, ca := range []string{"root.pem", "below.pem"} {
+		_, faults := load(t, dir, strings.Replace(twoTier, "ca: operator-ca.pem", "ca: "+ca, 1))
+		if len(faults) != 1 || faults[0].Path != "operators.ca" {
+			t.Errorf("%s: %v, want a fault at operators.ca", ca, faults)
+		}
 	}
 }
 

@@ -80,12 +80,12 @@ type Challenges struct {
 type Devices struct {
 	Listen         string `yaml:"listen"`
 	URL            string `yaml:"url"`
-	ConnsPerSource int    `yaml:"connections_per_source"` // default 64
-	MaxConns       int    `yaml:"connections"`            // default 1024
+	ConnsPerSource int    `yaml:"connections_per_source"` // default 128
+	MaxConns       int    `yaml:"connections"`            // default 2048
 }
 
 // Operators is the API's local socket, and its listener, which wants a client
-// certificate of the operator CA. UIDs may use the socket beside root and the
+// certificate of the operator CA; a socket that was inherited needs CA too. UIDs may use the socket beside root and the
 // service's own user.
 type Operators struct {
 	Socket string `yaml:"socket"`

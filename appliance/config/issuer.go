@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
@@ -87,4 +88,19 @@ func isRA(c *x509.Certificate) bool {
 		}
 	}
 	return len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0
+}
+
+// vouchedFor reports whether who trusts root would believe the issuer's devices:
+// root has the key of the CA or of one above it, whatever its certificate says, or
+// it signed one of them.
+func (i LoadedIssuer) vouchedFor(root *x509.Certificate) bool {
+	for _, c := range append([]*x509.Certificate{i.CA}, i.Chain...) {
+		if c == nil {
+			continue // a fault of its own
+		}
+		if bytes.Equal(c.RawSubjectPublicKeyInfo, root.RawSubjectPublicKeyInfo) || c.CheckSignatureFrom(root) == nil {
+			return true
+		}
+	}
+	return false
 }

@@ -24,16 +24,15 @@ import (
 
 // Devices returns the handler of the devices' listener.
 func Devices(authority protocol.Authority, keys protocol.Keys, now func() time.Time, log *zap.Logger) http.Handler {
-	mux := http.NewServeMux()
 	handler := scep.NewHandler(scep.Options{Authority: authority, Keys: keys, Now: now, Log: log})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// ServeMux redirects paths that are not clean; a SCEP client does not
-		// follow, and the handler has its own list of paths.
+		// No ServeMux, which redirects paths that are not clean: a SCEP client does
+		// not follow, and the handler has its own list of paths.
 		if isSCEP(r.URL.Path) {
 			handler.ServeHTTP(w, r)
 			return
 		}
-		mux.ServeHTTP(w, r)
+		http.NotFound(w, r)
 	})
 }
 

@@ -4,7 +4,8 @@
 //
 // # What a caller may rely on
 //
-// Every act is recorded in the log with who did it before it is answered. An
+// Every act that changes something is recorded in the log with who did it before it
+// is answered, and one that was refused too; what is only read is not. An
 // answer is the JSON of one type of this package, or [Problem] with a status of
 // 400 and above. A challenge is shown in the one answer that creates it.
 //

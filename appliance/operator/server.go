@@ -1,14 +1,18 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
+	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,6 +28,7 @@ const (
 	maxBody    = 4 << 20
 	maxRecords = 1000
 	actWithin  = 30 * time.Second
+	noteWithin = 15 * time.Second // a checkpoint may keep the log busy for 10 s
 )
 
 type (
@@ -44,7 +49,8 @@ type Options struct {
 	Acts   acts
 	Index  index
 	Log    recorder
-	Scan   func(from uint64, fn func(audit.Line) error) error // the log's lines, see audit.Scan
+	Scan   func(from uint64, fn func(audit.Line) error) error                         // the log's lines, see audit.Scan
+	Find   func(ctx context.Context, request string, limit int) ([]audit.Line, error) // a request's lines, see audit.Find
 	Status func(ctx context.Context) Status
 	Actor  func(r *http.Request) (audit.Actor, bool) // who asks; false refuses
 	Zap    *zap.Logger
@@ -52,7 +58,8 @@ type Options struct {
 
 type server struct{ Options }
 
-// NewHandler returns the API.
+// NewHandler returns the API. A browser that another site sends here, with an
+// operator's certificate in it, is turned away.
 func NewHandler(o Options) http.Handler {
 	s := &server{o}
 	mux := http.NewServeMux()
@@ -68,7 +75,11 @@ func NewHandler(o Options) http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		s.write(w, http.StatusNotFound, Problem{Error: "no such resource", Hint: "the API begins at /api/v1/status"})
 	})
-	return mux
+	own := http.NewCrossOriginProtection()
+	own.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		s.write(w, http.StatusForbidden, Problem{Error: "a request from another site"})
+	}))
+	return own.Handler(mux)
 }
 
 // problem is an error with its status; everything else is a fault of ours.
@@ -82,33 +93,59 @@ func (p *problem) Error() string { return p.Problem.Error }
 func refuse(code int, text, hint string) error { return &problem{code, Problem{text, hint}} }
 
 // answered is the one place that writes: who, within which time, and which
-// status an error gets.
+// status an error gets. An act that was not carried out is recorded here, one that
+// was where it is done.
 func (s *server) answered(h func(*http.Request, audit.Actor) (int, any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who, ok := s.Actor(r)
 		if !ok {
-			s.denied(r, who)
+			s.note(r, who, "denied", "")
 			s.write(w, http.StatusForbidden, Problem{Error: "not an operator", Hint: "root and the service's own user may use the local socket"})
 			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), actWithin)
 		defer cancel()
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-		code, answer, err := h(r.WithContext(ctx), who)
+		code, answer, err := s.safely(h, r.WithContext(ctx), who)
 		if err != nil {
-			code, answer = s.failure(err)
+			var p Problem
+			code, p = s.failure(err)
+			if answer = p; r.Method != http.MethodGet && r.Method != http.MethodHead {
+				s.note(r, who, "refused", p.Error)
+			}
 		}
 		s.write(w, code, answer)
 	})
 }
 
-// denied records an attempt of somebody who may not.
-func (s *server) denied(r *http.Request, who audit.Actor) {
-	_, err := s.Log.Append(r.Context(), audit.Entry{Event: "operator", Outcome: "denied", Actor: who,
-		Object: audit.Object{"method": r.Method, "path": r.URL.Path[:min(len(r.URL.Path), 256)]}})
-	if err != nil {
-		s.Zap.Error("a denied operator's attempt could not be recorded", zap.Error(err))
+// safely makes a panic a fault of ours.
+func (s *server) safely(h func(*http.Request, audit.Actor) (int, any, error), r *http.Request, who audit.Actor) (code int, answer any, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.Zap.Error("operator API: panic", zap.Any("value", v), zap.ByteString("stack", debug.Stack()))
+			err = errPanic
+		}
+	}()
+	return h(r, who)
+}
+
+// note records an attempt that came to nothing, also of somebody who hung up.
+func (s *server) note(r *http.Request, who audit.Actor, out, why string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), noteWithin)
+	defer cancel()
+	o := audit.Object{"method": cut(r.Method), "path": cut(r.URL.Path)}
+	if why != "" {
+		o["why"] = cut(why)
 	}
+	if _, err := s.Log.Append(ctx, audit.Entry{Event: "operator", Outcome: out, Actor: who, Object: o}); err != nil {
+		s.Zap.Error("an operator's attempt could not be recorded", zap.String("outcome", out), zap.Error(err))
+	}
+}
+
+// cut bounds what a record quotes of a request.
+func cut(s string) string {
+	const most = 256
+	return strings.ToValidUTF8(s[:min(len(s), most)], "\uFFFD")
 }
 
 func (s *server) failure(err error) (int, Problem) {
@@ -142,14 +179,9 @@ func (s *server) status(r *http.Request, _ audit.Actor) (int, any, error) {
 }
 
 func (s *server) createChallenges(r *http.Request, who audit.Actor) (int, any, error) {
-	var asked []ChallengeRequest
-	dec := json.NewDecoder(r.Body)
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&asked); err != nil {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return 0, nil, err
-		}
-		return 0, nil, refuse(http.StatusBadRequest, "the body is not a list of challenge requests", "fields: profile, subject, dns, ttl")
+	asked, err := readBatch(r.Body)
+	if err != nil {
+		return 0, nil, err
 	}
 	list := make([]authority.NewChallenge, len(asked))
 	for i, a := range asked {
@@ -172,6 +204,37 @@ func (s *server) createChallenges(r *http.Request, who audit.Actor) (int, any, e
 		out[i] = Challenge{ID: c.ID, Challenge: c.Secret.Text(), Expires: c.Expires, Profile: c.Profile, Subject: c.Subject}
 	}
 	return http.StatusCreated, out, nil
+}
+
+// readBatch reads a list, and no more of it than can be asked for at once: the
+// body of a batch could hold a million empty ones.
+func readBatch(body io.Reader) (asked []ChallengeRequest, err error) {
+	dec := json.NewDecoder(body)
+	dec.DisallowUnknownFields()
+	token, err := dec.Token()
+	if err == nil && token != json.Delim('[') {
+		err = errBatch
+	}
+	for err == nil && dec.More() {
+		if len(asked) == authority.MaxBatch {
+			return nil, refuse(http.StatusBadRequest, fmt.Sprintf("a batch has 1 to %d challenges", authority.MaxBatch), "send the rest in another one")
+		}
+		asked = append(asked, ChallengeRequest{})
+		err = dec.Decode(&asked[len(asked)-1])
+	}
+	if err == nil {
+		_, err = dec.Token() // the list's end
+	}
+	if err == nil {
+		if _, err = dec.Token(); errors.Is(err, io.EOF) {
+			return asked, nil
+		}
+		err = cmp.Or(err, errBatch)
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, err
+	}
+	return nil, refuse(http.StatusBadRequest, "the body is not a list of challenge requests", "fields: profile, subject, dns, ttl")
 }
 
 func (s *server) certificates(r *http.Request, _ audit.Actor) (int, any, error) {
@@ -206,7 +269,7 @@ func (s *server) certificates(r *http.Request, _ audit.Actor) (int, any, error) 
 }
 
 func (s *server) certificate(r *http.Request, _ audit.Actor) (int, any, error) {
-	i, err := s.issuance(r, r.PathValue("serial"))
+	i, err := s.issuance(r.Context(), r.PathValue("serial"))
 	if err != nil {
 		return 0, nil, err
 	}
@@ -217,8 +280,8 @@ func (s *server) certificate(r *http.Request, _ audit.Actor) (int, any, error) {
 	return http.StatusOK, c, nil
 }
 
-func (s *server) issuance(r *http.Request, serial string) (store.Issuance, error) {
-	i, err := s.Index.Certificate(r.Context(), serial)
+func (s *server) issuance(ctx context.Context, serial string) (store.Issuance, error) {
+	i, err := s.Index.Certificate(ctx, serial)
 	if errors.Is(err, store.ErrNotFound) {
 		err = refuse(http.StatusNotFound, "no certificate has that serial number", "postern cert list")
 	}
@@ -233,46 +296,63 @@ func certificateOf(i store.Issuance) Certificate {
 	}
 }
 
-var errEnough = errors.New("enough")
+var (
+	errEnough = errors.New("enough")
+	errBatch  = errors.New("operator: no list")
+	errPanic  = errors.New("operator: panic")
+)
 
-// records finds the lines of a request, or of a serial number, in the log
-// itself: the log is the truth, the index only says where to begin.
+// records finds the lines of a request, or of a serial number, in the log itself:
+// the log is the truth, the index only says where a serial's stand.
 func (s *server) records(r *http.Request, _ audit.Actor) (int, any, error) {
-	req, serial, from, to := r.URL.Query().Get("req"), r.URL.Query().Get("serial"), uint64(0), uint64(math.MaxUint64)
+	ctx, req, serial := r.Context(), r.URL.Query().Get("req"), r.URL.Query().Get("serial")
 	if (req == "") == (serial == "") {
 		return 0, nil, refuse(http.StatusBadRequest, "ask for one of req and serial", "")
 	}
-	if serial != "" {
-		i, err := s.issuance(r, serial)
-		if err != nil {
-			return 0, nil, err
-		}
-		req, from = i.Request, i.IntentSeq
-		if i.ResultSeq > 0 {
-			to = i.ResultSeq + 1 // a burnt serial's revocation stands beside its result
-		}
+	var lines []audit.Line
+	var err error
+	if req != "" {
+		lines, err = s.Find(ctx, req, maxRecords)
+	} else {
+		lines, err = s.ofSerial(ctx, serial)
 	}
-	out := Records{Records: []string{}}
-	err := s.Scan(from, func(l audit.Line) error {
-		if err := r.Context().Err(); err != nil {
+	if err != nil {
+		return 0, nil, err
+	}
+	if len(lines) == 0 {
+		return 0, nil, refuse(http.StatusNotFound, "no record is of that request", "the id is the one that the device was told")
+	}
+	out := Records{Records: make([]string, len(lines))}
+	for i, l := range lines {
+		out.Records[i] = string(l.Raw)
+	}
+	return http.StatusOK, out, nil
+}
+
+// ofSerial reads from a serial's intent to its outcome.
+func (s *server) ofSerial(ctx context.Context, serial string) (lines []audit.Line, _ error) {
+	i, err := s.issuance(ctx, serial)
+	if err != nil {
+		return nil, err
+	}
+	to := uint64(math.MaxUint64)
+	if i.ResultSeq > 0 {
+		to = i.ResultSeq
+	}
+	err = s.Scan(i.IntentSeq, func(l audit.Line) error {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if l.Record.Seq > to {
-			return errEnough
+		if l.Record.Seq <= to && l.Record.Request == i.Request {
+			lines = append(lines, l)
 		}
-		if l.Record.Request == req {
-			out.Records = append(out.Records, string(l.Raw))
-		}
-		if len(out.Records) == maxRecords {
+		if l.Record.Seq >= to || len(lines) == maxRecords {
 			return errEnough
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, errEnough) {
-		return 0, nil, err
+	if errors.Is(err, errEnough) {
+		err = nil
 	}
-	if len(out.Records) == 0 {
-		return 0, nil, refuse(http.StatusNotFound, "no record is of that request", "the id is the one that the device was told")
-	}
-	return http.StatusOK, out, nil
+	return lines, err
 }

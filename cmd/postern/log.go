@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -135,6 +137,15 @@ func printReport(w io.Writer, dir string, r audit.Report) {
 	}
 }
 
+// shown is a text of somebody else's as a terminal may have it: what would move
+// its cursor or rename its window is escaped.
+func shown(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) || r == '\uFFFD' }) < 0 {
+		return s
+	}
+	return strconv.QuoteToASCII(s)
+}
+
 func printRecord(w io.Writer, raw string) {
 	l, err := audit.ParseLine([]byte(raw))
 	if err != nil {
@@ -142,14 +153,14 @@ func printRecord(w io.Writer, raw string) {
 		return
 	}
 	r := l.Record
-	_, _ = fmt.Fprintf(w, "record %d\t%s\t%s %s\t%s %s\n", r.Seq, r.Time.Format("2006-01-02T15:04:05.000000Z"), r.Event, r.Outcome, r.Actor.Kind, r.Actor.Source)
+	_, _ = fmt.Fprintf(w, "record %d\t%s\t%s %s\t%s %s\n", r.Seq, r.Time.Format("2006-01-02T15:04:05.000000Z"), r.Event, r.Outcome, r.Actor.Kind, shown(r.Actor.Source))
 	for _, key := range []string{"profile", "kind", "by", "say", "why", "subject", "serial", "challenge_why", "what", "transaction"} {
 		if v := r.Object.String(key); v != "" {
-			_, _ = fmt.Fprintf(w, "\t%s\t%s\n", key, v)
+			_, _ = fmt.Fprintf(w, "\t%s\t%s\n", key, shown(v))
 		}
 	}
 	for _, reason := range r.Object.Objects("reasons") {
-		_, _ = fmt.Fprintf(w, "\treason\t%s: saw %q: %s\n", reason.String("rule"), reason.String("saw"), reason.String("say"))
+		_, _ = fmt.Fprintf(w, "\treason\t%s: saw %+q: %s\n", shown(reason.String("rule")), reason.String("saw"), shown(reason.String("say")))
 	}
 }
 

@@ -189,7 +189,7 @@ func (a *app) certCmd() *cobra.Command {
 			return a.print(l, func(w io.Writer) {
 				_, _ = fmt.Fprintln(w, "SERIAL\tSTATE\tPROFILE\tRENEWAL\tUNTIL\tSUBJECT")
 				for _, c := range l.Certificates {
-					_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", c.Serial, c.State, c.Profile, c.Renewal, c.NotAfter.Format(time.DateOnly), c.Subject)
+					_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", c.Serial, c.State, c.Profile, c.Renewal, c.NotAfter.Format(time.DateOnly), shown(c.Subject))
 				}
 				if l.Before > 0 {
 					_, _ = fmt.Fprintf(w, "more: --before %d\n", l.Before)
@@ -239,7 +239,7 @@ func printCertificate(w io.Writer, c operator.Certificate) {
 	p("state", c.State)
 	p("profile", c.Profile)
 	p("issuer", c.Issuer)
-	p("subject", c.Subject)
+	p("subject", shown(c.Subject))
 	p("valid", c.NotBefore.Format(time.RFC3339)+" to "+c.NotAfter.Format(time.RFC3339))
 	p("request", c.Request)
 	p("lineage", c.Lineage)

@@ -139,7 +139,7 @@ func serve(ctx context.Context, path string, errOut io.Writer) error {
 	}
 	log := newLogger(errOut)
 	defer func() { _ = log.Sync() }()
-	env := appliance.Env{Zap: log, Version: version()}
+	env := appliance.Env{Zap: log, Version: version(), Boot: os.Getenv("POSTERN_BOOT_ID")} // as the unit has it
 	if err := env.Inherit(); err != nil {
 		return err
 	}

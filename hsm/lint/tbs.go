@@ -10,9 +10,9 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// MaxTBS is the size in bytes above which a TBSCertificate is not looked at; the
-// record of an intent holds no more.
-const MaxTBS = 8 << 10
+// MaxTBS is the size in bytes above which a TBSCertificate is not looked at. The
+// record of an intent holds no more: 8 KiB in base64.
+const MaxTBS = 6 << 10
 
 // maxExtensions is far above what a profile can ask for.
 const maxExtensions = 32

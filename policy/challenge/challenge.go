@@ -112,9 +112,10 @@ type Refusal struct {
 // Error returns the reason, for the log.
 func (r *Refusal) Error() string { return "challenge refused: " + string(r.Why) }
 
-// HoldFor is how long a grant lasts at most: longer than any signature takes, so
-// that a request that hangs does not lock its device out for good.
-const HoldFor = 2 * time.Minute
+// HoldFor is how long a grant lasts at most, should nobody give it back: longer than
+// a disk hangs that then writes an intent after all, since a challenge that was
+// held by another request meanwhile would be spent twice.
+const HoldFor = time.Hour
 
 // A Service checks claims. It is safe for concurrent use.
 type Service struct {

@@ -67,8 +67,8 @@ func TestATokenThatFailsCostsNoChallenge(t *testing.T) {
 		{"the CA's signature cannot begin", "SignInit:ca", "rv 0x30", 1, []string{"intent", "failed"}, again},         // CKR_DEVICE_ERROR
 		{"the device is removed in the CA's signature", "Sign:ca", "rv 0x32", 1, []string{"intent", "failed"}, again}, // CKR_DEVICE_REMOVED
 		{"every session is lost", "Sign:ca", "rv 0xB3", 2, []string{"intent", "failed"}, again},                       // CKR_SESSION_HANDLE_INVALID
-		{"the CA's signature is wrong", "Sign:ca", "flip", 1, []string{"intent", "unknown", "due"}, again},
-		{"the CA's signature does not come", "Sign:ca", "hold", 1, []string{"intent", "unknown", "due"}, again},
+		{"the CA's signature is wrong", "Sign:ca", "flip", 1, []string{"intent", "due", "unknown"}, again},
+		{"the CA's signature does not come", "Sign:ca", "hold", 1, []string{"intent", "due", "unknown"}, again},
 		{"the answer cannot be signed", "Sign:ra-sign", "rv 0x30", 1, again, []string{"repeated"}},
 	} {
 		t.Run(tt.what, func(t *testing.T) {
