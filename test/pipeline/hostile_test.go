@@ -20,11 +20,21 @@ import (
 	"github.com/postern-pki/postern/test/site"
 )
 
-// rejected wants the record of a message that the gate refused by itself.
+// rejected wants the record of a message that proves nothing: the gate found that
+// out by itself, or the authority did.
 func (r refusal) rejected(t *testing.T, whys ...string) {
 	t.Helper()
-	if got := r.event(t, "message", "rejected").Object.Why; !slices.Contains(whys, got) {
-		t.Errorf("the log says %q, not %q", got, whys)
+	var got string
+	for _, one := range r.records {
+		switch {
+		case one.Event == "message" && one.Outcome == "rejected":
+			got = one.Object.Why
+		case one.Event == "enroll" && one.Outcome == "refused" && len(one.Object.Reasons) == 1 && one.Object.Reasons[0].Rule == "proof":
+			got = one.Object.Reasons[0].Saw
+		}
+	}
+	if !slices.Contains(whys, got) {
+		t.Errorf("the log says %q, not %q: %+v", got, whys, r.records)
 	}
 }
 
