@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -9,6 +10,41 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 )
+
+// A Line is a record and its bytes as they are stored, with the LF. All hashes
+// are over these bytes and nothing is ever encoded again to check them.
+type Line struct {
+	Raw    []byte
+	Record Record
+	sums   *sums // of Raw, if the log wrote it: each follower asks for them
+}
+
+type sums struct {
+	hash [32]byte
+	leaf tlog.Hash
+}
+
+// Hash is what the next line's prev says.
+func (l Line) Hash() [32]byte {
+	if l.sums != nil {
+		return l.sums.hash
+	}
+	return sha256.Sum256(l.Raw)
+}
+
+// Leaf is the line's leaf in the Merkle tree (RFC 9162, section 2.1.1).
+func (l Line) Leaf() tlog.Hash {
+	if l.sums != nil {
+		return l.sums.leaf
+	}
+	return tlog.RecordHash(l.Raw)
+}
+
+// summed computes both once for all who follow.
+func (l Line) summed() Line {
+	l.sums = &sums{hash: l.Hash(), leaf: l.Leaf()}
+	return l
+}
 
 // Errors of a chain: in which way a line does not continue it.
 var (

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -11,8 +10,6 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
-
-	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/postern-pki/postern/audit/jcs"
 )
@@ -157,19 +154,6 @@ type Record struct {
 	Actor   Actor
 	Object  Object
 }
-
-// A Line is a record and its bytes as they are stored, with the LF. All hashes
-// are over these bytes and nothing is ever encoded again to check them.
-type Line struct {
-	Raw    []byte
-	Record Record
-}
-
-// Hash is what the next line's prev says.
-func (l Line) Hash() [32]byte { return sha256.Sum256(l.Raw) }
-
-// Leaf is the line's leaf in the Merkle tree (RFC 9162, section 2.1.1).
-func (l Line) Leaf() tlog.Hash { return tlog.RecordHash(l.Raw) }
 
 const timeForm = "2006-01-02T15:04:05.000000Z"
 

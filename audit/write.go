@@ -37,6 +37,7 @@ func (l *Log) write(entries []*prepared, clock bool) ([]Line, error) {
 		var err error
 		line, buf, err = p.place(buf, next.size, hex.EncodeToString(next.prev[:]), now, l.w.boot, mono)
 		if err == nil {
+			line = line.summed()
 			err = next.Step(line)
 		}
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"math"
 	"math/big"
 	"net/netip"
 	"slices"
@@ -71,12 +72,34 @@ func (r *run) key() {
 	r.check("key.reuse", ok, itoa(r.f.KeyOtherSubject)+" (1: certified for another subject)", "the key may not be certified for another subject too")
 }
 
-// smallPrimes is the product of the odd primes below 752, in hex: a modulus that
-// shares a factor with it was not made from two large primes.
-const smallPrimes = "" +
-	"17b15f270460ec0c572736ed1a6c0e2486bfbba511125e2b3aea2eb072d86b322244d85a1b287f5ec78edba5336836bc85c4" +
-	"eb7751f354aec8934acad6b94d6c026bdb5b93c297f050b377d12fee9b82210a0a84d8175a1448716b55514bbf26c4833eb2" +
-	"33d324f7912b95e2238c0bf9486271161eb6cd2d655fc43093333ef4e3e1"
+// smallPrimes are the odd primes below 752.
+var smallPrimes = [...]uint64{
+	3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107,
+	109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199, 211, 223, 227,
+	229, 233, 239, 241, 251, 257, 263, 269, 271, 277, 281, 283, 293, 307, 311, 313, 317, 331, 337, 347, 349,
+	353, 359, 367, 373, 379, 383, 389, 397, 401, 409, 419, 421, 431, 433, 439, 443, 449, 457, 461, 463, 467,
+	479, 487, 491, 499, 503, 509, 521, 523, 541, 547, 557, 563, 569, 571, 577, 587, 593, 599, 601, 607, 613,
+	617, 619, 631, 641, 643, 647, 653, 659, 661, 673, 677, 683, 691, 701, 709, 719, 727, 733, 739, 743, 751,
+}
+
+// smallFactor reports whether a small prime divides n: then n was not made from
+// two large ones. It divides by as many of them at once as fit a word.
+func smallFactor(n *big.Int) bool {
+	rest, divisor := new(big.Int), new(big.Int)
+	for i := 0; i < len(smallPrimes); {
+		first, product := i, uint64(1)
+		for ; i < len(smallPrimes) && product <= math.MaxUint64/smallPrimes[i]; i++ {
+			product *= smallPrimes[i]
+		}
+		r := rest.Mod(n, divisor.SetUint64(product)).Uint64()
+		for _, p := range smallPrimes[first:i] {
+			if r%p == 0 {
+				return true
+			}
+		}
+	}
+	return n.Bit(0) == 0
+}
 
 // weakness returns "sound", or what is wrong with the RSA key.
 func (r *run) weakness() string {
@@ -89,11 +112,10 @@ func (r *run) weakness() string {
 		return "no public key"
 	}
 	k, ok := pub.(*rsa.PublicKey)
-	primes, _ := new(big.Int).SetString(smallPrimes, 16)
 	switch {
 	case !ok, int64(k.N.BitLen()) != r.f.Key.Bits, int64(k.E) != r.f.Key.Exponent:
 		return "another key than the facts say"
-	case k.N.Bit(0) == 0, new(big.Int).GCD(nil, nil, k.N, primes).Cmp(big.NewInt(1)) != 0:
+	case smallFactor(k.N):
 		return "a modulus with a small factor"
 	case infineon(k.N):
 		return "a modulus of the form that CVE-2017-15361 is about"
@@ -107,12 +129,8 @@ func (r *run) weakness() string {
 // 65537: so are all that Infineon's library made (ROCA: Nemec and others, CCS
 // 2017), which smart cards and TPMs of that time hold, and no other in 2^27.
 func infineon(n *big.Int) bool {
-	small := [...]uint64{
-		3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97,
-		101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
-	}
 	rest := new(big.Int)
-	for _, p := range small {
+	for _, p := range smallPrimes[:38] { // to 167
 		r := rest.Mod(n, rest.SetUint64(p)).Uint64()
 		power, found := uint64(1), r == 1
 		for i := uint64(1); i < p && !found; i++ {
