@@ -20,7 +20,6 @@
 package issuer
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -33,7 +32,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"strings"
 	"time"
@@ -89,7 +87,6 @@ type Issuer struct {
 	name    string
 	ca      *x509.Certificate
 	key     string // hex SHA-256 of the SubjectPublicKeyInfo
-	alg     x509.SignatureAlgorithm
 	algID   []byte // DER of alg's AlgorithmIdentifier
 	options Options
 	signer  Signer
@@ -114,7 +111,7 @@ func New(name string, ca *x509.Certificate, signer Signer, options Options) (*Is
 		return nil, err
 	}
 	return &Issuer{
-		name: name, ca: ca, key: KeyID(ca.RawSubjectPublicKeyInfo), alg: alg, algID: algID, options: options, signer: signer,
+		name: name, ca: ca, key: KeyID(ca.RawSubjectPublicKeyInfo), algID: algID, options: options, signer: signer,
 	}, nil
 }
 
@@ -200,7 +197,7 @@ func (i *Issuer) Prepare(template *x509.Certificate, pub crypto.PublicKey, meta 
 	if err != nil {
 		return nil, err
 	}
-	tbs, err := i.build(own, pub)
+	tbs, err := i.build(own, spki)
 	if err != nil {
 		return nil, err
 	}
@@ -242,6 +239,8 @@ func fill(t *x509.Certificate, serial *big.Int, spki []byte) (*x509.Certificate,
 		return nil, fmt.Errorf("%w: serial number, key identifiers or signature algorithm", ErrTemplate)
 	case t.IsCA, t.MaxPathLen != 0, t.MaxPathLenZero:
 		return nil, fmt.Errorf("%w: a CA", ErrTemplate)
+	case len(t.Policies) > 0, len(t.PolicyIdentifiers) > 0:
+		return nil, fmt.Errorf("%w: certificate policies, which no profile can have yet", ErrTemplate)
 	}
 	bits, err := lint.KeyBits(spki)
 	if err != nil {
@@ -259,41 +258,7 @@ func fill(t *x509.Certificate, serial *big.Int, spki []byte) (*x509.Certificate,
 		NotBefore: t.NotBefore.UTC().Truncate(time.Second), NotAfter: t.NotAfter.UTC().Truncate(time.Second),
 		KeyUsage: t.KeyUsage, ExtKeyUsage: t.ExtKeyUsage, UnknownExtKeyUsage: t.UnknownExtKeyUsage,
 		CRLDistributionPoints: t.CRLDistributionPoints, OCSPServer: t.OCSPServer, IssuingCertificateURL: t.IssuingCertificateURL,
-		Policies: t.Policies, ExtraExtensions: t.ExtraExtensions,
-		SerialNumber: serial, SubjectKeyId: lint.KeyID(bits), BasicConstraintsValid: true,
+		ExtraExtensions: t.ExtraExtensions,
+		SerialNumber:    serial, SubjectKeyId: lint.KeyID(bits), BasicConstraintsValid: true,
 	}, nil
-}
-
-// capture stands in for the CA's key while crypto/x509 builds the bytes to be
-// signed. It has the public half, so that they come out as for the real key, and
-// keeps them instead of signing.
-type capture struct {
-	pub crypto.PublicKey
-	tbs []byte
-}
-
-var _ crypto.MessageSigner = (*capture)(nil)
-
-// errCaptured ends the building of a certificate where it would be signed.
-var errCaptured = errors.New("issuer: captured")
-
-func (c *capture) Public() crypto.PublicKey { return c.pub }
-
-func (c *capture) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
-	return nil, errors.New("issuer: asked to sign a digest")
-}
-
-func (c *capture) SignMessage(_ io.Reader, msg []byte, _ crypto.SignerOpts) ([]byte, error) {
-	c.tbs = bytes.Clone(msg)
-	return nil, errCaptured
-}
-
-// build returns the DER of the TBSCertificate. No key takes part in it.
-func (i *Issuer) build(template *x509.Certificate, pub crypto.PublicKey) ([]byte, error) {
-	c := &capture{pub: i.ca.PublicKey}
-	template.SignatureAlgorithm = i.alg
-	if _, err := x509.CreateCertificate(rand.Reader, template, i.ca, pub, c); !errors.Is(err, errCaptured) {
-		return nil, fmt.Errorf("issuer: building: %w", err)
-	}
-	return c.tbs, nil
 }
