@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -90,31 +91,45 @@ func (o Object) Objects(key string) []Object {
 	return out
 }
 
-// plain gives the values of o the types that jcs writes.
-func plain(v any) any {
+// readBack copies v as [jcs.Parse] gives it back once it was written. What cannot
+// be written stays as it is, for [jcs.Append] to refuse.
+func readBack(v any) any {
 	switch v := v.(type) {
+	case string:
+		return text(v)
+	case int:
+		return int64(v)
+	case uint64:
+		if v <= math.MaxInt64 {
+			return int64(v)
+		}
 	case Object:
-		return plain(map[string]any(v))
+		return readBack(map[string]any(v))
 	case map[string]any:
 		m := make(map[string]any, len(v))
 		for k, e := range v {
-			m[k] = plain(e)
+			m[text(k)] = readBack(e)
+		}
+		if len(m) < len(v) { // two keys became one
+			return v
 		}
 		return m
+	case []string:
+		return listOf(v, func(s string) any { return text(s) })
 	case []any:
-		list := make([]any, len(v))
-		for i, e := range v {
-			list[i] = plain(e)
-		}
-		return list
+		return listOf(v, readBack)
 	case []Object:
-		list := make([]any, len(v))
-		for i, e := range v {
-			list[i] = plain(e)
-		}
-		return list
+		return listOf(v, func(o Object) any { return readBack(o) })
 	}
 	return v
+}
+
+func listOf[T any](in []T, of func(T) any) []any {
+	out := make([]any, len(in))
+	for i, v := range in {
+		out[i] = of(v)
+	}
+	return out
 }
 
 // An Actor is who acted: Kind is device, operator, system, gate or ceremony.
@@ -192,19 +207,15 @@ func prepare(e Entry) (*prepared, error) {
 	if p.head, err = jcs.Append([]byte(`{"actor":`), e.Actor.object()); err != nil {
 		return nil, fmt.Errorf("audit: actor: %w", err)
 	}
+	p.object = objectOf(readBack(ob))
 	// As a field of the line, so that it is as deep here as where it is read.
-	enc, err := jcs.Append(make([]byte, 0, objectSize), map[string]any{"ob": plain(ob)})
+	enc, err := jcs.Append(make([]byte, 0, objectSize), map[string]any{"ob": map[string]any(p.object)})
 	if err != nil {
 		return nil, fmt.Errorf("audit: object of %s: %w", e.Event, err)
 	}
 	if len(enc) > MaxLine {
 		return nil, ErrTooLarge
 	}
-	back, err := jcs.Parse(enc)
-	if err != nil {
-		return nil, fmt.Errorf("audit: object of %s: %w", e.Event, err)
-	}
-	p.object = objectOf(back).Object("ob")
 	p.body = jcs.AppendString(append(enc[1:len(enc)-1], `,"out":`...), e.Outcome)
 	// The rest of a line is shorter than this.
 	if most := 512 + len(p.head) + len(p.body) + 6*(len(e.Event)+len(e.Request)); most > MaxLine {
