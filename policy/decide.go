@@ -70,7 +70,7 @@ func (s *Set) Decide(f Facts) Decision {
 	if !ok {
 		c = &compiled{}
 	}
-	r := &run{f: f, c: c, d: Decision{Digest: s.digest, Reasons: []Reason{}, names: namesOf(c, f, false)}}
+	r := &run{f: f, c: c, d: Decision{Digest: s.digest, Checks: make([]Check, 0, 32), Reasons: []Reason{}, names: namesOf(c, f, false)}}
 	if !ok {
 		r.check("profile", false, f.Profile, "the profile has to be one of the configuration")
 		r.authorization()

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"math"
 	"math/big"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -85,13 +86,12 @@ var smallPrimes = [...]uint64{
 // smallFactor reports whether a small prime divides n: then n was not made from
 // two large ones. It divides by as many of them at once as fit a word.
 func smallFactor(n *big.Int) bool {
-	rest, divisor := new(big.Int), new(big.Int)
 	for i := 0; i < len(smallPrimes); {
 		first, product := i, uint64(1)
 		for ; i < len(smallPrimes) && product <= math.MaxUint64/smallPrimes[i]; i++ {
 			product *= smallPrimes[i]
 		}
-		r := rest.Mod(n, divisor.SetUint64(product)).Uint64()
+		r := mod(n, product)
 		for _, p := range smallPrimes[first:i] {
 			if r%p == 0 {
 				return true
@@ -99,6 +99,17 @@ func smallFactor(n *big.Int) bool {
 		}
 	}
 	return n.Bit(0) == 0
+}
+
+// mod returns |n| modulo m, which is not 0. [big.Int.Mod] makes a quotient too.
+func mod(n *big.Int, m uint64) (r uint64) {
+	if bits.UintSize == 64 {
+		for _, w := range slices.Backward(n.Bits()) {
+			_, r = bits.Div64(r, uint64(w), m)
+		}
+		return r
+	}
+	return new(big.Int).Mod(new(big.Int).Abs(n), new(big.Int).SetUint64(m)).Uint64()
 }
 
 // weakness returns "sound", or what is wrong with the RSA key.
@@ -129,9 +140,8 @@ func (r *run) weakness() string {
 // 65537: so are all that Infineon's library made (ROCA: Nemec and others, CCS
 // 2017), which smart cards and TPMs of that time hold, and no other in 2^27.
 func infineon(n *big.Int) bool {
-	rest := new(big.Int)
 	for _, p := range smallPrimes[:38] { // to 167
-		r := rest.Mod(n, rest.SetUint64(p)).Uint64()
+		r := mod(n, p)
 		power, found := uint64(1), r == 1
 		for i := uint64(1); i < p && !found; i++ {
 			power = power * 65537 % p
@@ -162,13 +172,15 @@ func closePrimes(n *big.Int) bool {
 	a := new(big.Int).Sqrt(n)
 	a.Add(a, big.NewInt(1))
 	difference := new(big.Int).Mul(a, a)
-	difference.Sub(difference, n) // n = a² - difference
-	product := new(big.Int).SetUint64(all)
-	ra, rd := new(big.Int).Mod(a, product).Uint64(), new(big.Int).Mod(difference, product).Uint64()
+	difference.Sub(difference, n)               // n = a² - difference
+	ra, rd := mod(a, all), mod(difference, all) // a² is over n: neither is negative
 	for step := range uint64(steps) {
 		maybe := true
 		for i, m := range moduli {
-			maybe = maybe && squares[i]>>(rd%m)&1 == 1
+			if squares[i]>>(rd%m)&1 == 0 {
+				maybe = false
+				break
+			}
 		}
 		if maybe {
 			b := new(big.Int).Add(a, new(big.Int).SetUint64(step))

@@ -50,7 +50,7 @@ func DER(in []byte, lim Limits) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %d octets", ErrTooLarge, len(in))
 	}
 	s := scanner{in: in, lim: lim, join: -1}
-	s.elements = make([]element, 0, min(lim.Elements, 16+len(in)/24)) // as many as messages have
+	s.elements = make([]element, 0, min(lim.Elements, 16+len(in)/40)) // as many as messages have
 	if err := s.scan(); err != nil {
 		return nil, err
 	}
