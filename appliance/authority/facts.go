@@ -124,15 +124,11 @@ func (p *Pipeline) complete(ctx context.Context, q *proven, f *policy.Facts, g g
 			SameKey: b2i(q.ours.SPKI == q.spkiDigest), SameNames: b2i(q.ours.Names == names),
 		}
 	}
-	var err error
-	if f.ActiveForSubject, err = p.index.CountActive(ctx, q.profile.Name, names, except, p.now()); err != nil {
+	used, err := p.index.InUse(ctx, store.Use{Profile: q.profile.Name, Names: names, SPKI: q.spkiDigest, Except: except, Now: p.now()})
+	if err != nil {
 		return fmt.Errorf("authority: counting certificates: %w", err)
 	}
-	other, err := p.index.KeyUsedByOther(ctx, q.spkiDigest, names)
-	if err != nil {
-		return fmt.Errorf("authority: looking up the key: %w", err)
-	}
-	f.KeyOtherSubject = b2i(other)
+	f.ActiveForSubject, f.KeyOtherSubject = used.Active, b2i(used.KeyByOther)
 	f.IssuedLastMinute = p.rate.last(q.profile.Name, p.now())
 	return nil
 }

@@ -86,3 +86,18 @@ type ChallengeFilter struct {
 	State   challenge.State
 	Limit   int // at most 1,000; 0 means 100
 }
+
+// A Use is what a request would use: names and a key.
+type Use struct {
+	Profile string
+	Names   string // a digest of [policy.Names]
+	SPKI    string // the digest of the key
+	Except  string // a serial that does not count, or ""
+	Now     time.Time
+}
+
+// Used is what is in use already.
+type Used struct {
+	Active     int64 // certificates of the names in the profile
+	KeyByOther bool  // the key is certified for other names
+}

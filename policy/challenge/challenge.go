@@ -62,8 +62,10 @@ type Record struct {
 
 // A Store finds challenges. ByTag returns [ErrUnknown], or an error that wraps
 // it, for a tag that no record has. It is safe for concurrent use.
+// Version is another number after every change of a record.
 type Store interface {
 	ByTag(ctx context.Context, tag [32]byte) (Record, error)
+	Version() uint64
 }
 
 // A Claim is a request that brings a challenge.
@@ -136,6 +138,7 @@ func (s *Service) Check(ctx context.Context, c Claim) (Grant, error) {
 		return Grant{}, &Refusal{Why: WhyUnknown}
 	}
 	tag := s.tagger.Tag(c.Secret)
+	version := s.store.Version()
 	rec, err := s.find(ctx, tag, c)
 	if err != nil {
 		return Grant{}, err
@@ -148,7 +151,10 @@ func (s *Service) Check(ctx context.Context, c Claim) (Grant, error) {
 		return Grant{}, err
 	}
 	// The record was read before the hold was ours: its holder of then may have
-	// spent it and let go. Only what is read under the hold counts.
+	// spent it and let go. Only what is true under the hold counts.
+	if s.store.Version() == version {
+		return g, nil
+	}
 	if _, err := s.find(ctx, tag, c); err != nil {
 		s.Release(g)
 		return Grant{}, err

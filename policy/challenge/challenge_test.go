@@ -25,18 +25,15 @@ var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 // memory is a store that a test can change between two look-ups.
 type memory struct {
-	mu     sync.Mutex
-	byTag  map[[32]byte]challenge.Record
-	looked func(n int)
-	n      int
-	err    error
+	mu    sync.Mutex
+	asked func(n int) // before the version is told for the nth time
+	times int
+	v     uint64
+	byTag map[[32]byte]challenge.Record
+	err   error
 }
 
 func (m *memory) ByTag(_ context.Context, tag [32]byte) (challenge.Record, error) {
-	if m.looked != nil {
-		m.n++
-		m.looked(m.n)
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err != nil {
@@ -49,12 +46,23 @@ func (m *memory) ByTag(_ context.Context, tag [32]byte) (challenge.Record, error
 	return r, nil
 }
 
+func (m *memory) Version() uint64 {
+	if m.asked != nil {
+		m.times++
+		m.asked(m.times)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.v
+}
+
 func (m *memory) change(tag [32]byte, f func(*challenge.Record)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.byTag[tag]
 	f(&r)
 	m.byTag[tag] = r
+	m.v++
 }
 
 type fixture struct {
@@ -138,8 +146,8 @@ func TestCheckSaysWhyInOrder(t *testing.T) {
 // was ours.
 func TestAChallengeSpentBehindTheLookUpIsRefused(t *testing.T) {
 	f := newFixture(t)
-	f.store.looked = func(n int) {
-		if n == 2 {
+	f.store.asked = func(n int) {
+		if n == 2 { // after the look-up and the hold
 			f.store.change(f.tag, func(r *challenge.Record) { r.State = challenge.Spent })
 		}
 	}

@@ -108,11 +108,10 @@ func BenchmarkRead(b *testing.B) {
 		}},
 		{"RenewalOf", func(i store.Issuance) error { _, err := s.RenewalOf(ctx, i.Profile, i.Signer, i.CSR); return err }},
 		{"LineageRenewals", func(i store.Issuance) error { _, err := s.LineageRenewals(ctx, i.Lineage); return err }},
-		{"CountActive", func(i store.Issuance) error {
-			_, err := s.CountActive(ctx, i.Profile, i.Names, "", now)
+		{"InUse", func(i store.Issuance) error {
+			_, err := s.InUse(ctx, store.Use{Profile: i.Profile, Names: i.Names, SPKI: i.SPKI, Now: now})
 			return err
 		}},
-		{"KeyUsedByOther", func(i store.Issuance) error { _, err := s.KeyUsedByOther(ctx, i.SPKI, i.Names); return err }},
 		{"OpenIntents", func(store.Issuance) error { _, err := s.OpenIntents(ctx); return err }},
 		{"Certificates", func(i store.Issuance) error {
 			_, err := s.Certificates(ctx, store.CertificateFilter{State: store.Issued, Limit: 10})

@@ -107,6 +107,9 @@ func headOf(r row) (head, error) {
 	return head{next: seq + 1, hash: [32]byte(hash)}, nil
 }
 
+// Version is another number after each batch that was applied here.
+func (s *Store) Version() uint64 { return s.version.Load() }
+
 // Follow applies the lines in order, all or none. It refuses lines that are not
 // the next ones, or do not continue the chain, with [store.ErrGap]; and a line that
 // contradicts the index. The context's end does not stop it: what is durable in
@@ -124,6 +127,7 @@ func (s *Store) Follow(ctx context.Context, batch []audit.Line) error {
 	if err := s.begin(ctx); err != nil {
 		return err
 	}
+	s.version.Add(1)
 	h, err := s.apply(ctx, s.head, batch)
 	if err != nil {
 		s.takeBack(ctx)

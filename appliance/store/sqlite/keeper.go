@@ -7,9 +7,9 @@ import (
 )
 
 // checkpointLines is after how many lines the write-ahead log is copied into the
-// database: about 10 MB of it. More would cost disk and time at a start after a
+// database: some 20 MB of it. More would cost disk and time at a start after a
 // crash, fewer would write the same pages more often.
-const checkpointLines = 512
+const checkpointLines = 2048
 
 // A keeper copies the write-ahead log into the database beside the writer, which
 // would otherwise stop issuance for as long as the disk takes for that.

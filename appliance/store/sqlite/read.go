@@ -42,10 +42,9 @@ func intentValues(i *store.Issuance) []any {
 // reads are the statements that an enrollment needs, on the connection that
 // writes.
 type reads struct {
-	byTag, challenge, certificate         *sql.Stmt
-	transaction, renewal, lineage, active *sql.Stmt
-	otherKey                              *sql.Stmt
-	all                                   []*sql.Stmt
+	byTag, challenge, certificate        *sql.Stmt
+	transaction, renewal, lineage, inUse *sql.Stmt
+	all                                  []*sql.Stmt
 }
 
 func (r *reads) close() error { return closeAll(r.all) }
@@ -70,12 +69,12 @@ func (r *reads) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 		{&r.renewal, certificate + `WHERE substr(csr, 1, 16) = substr(?1, 1, 16) AND csr = ?1 AND signer = ? AND profile = ? AND state = 'issued'
 			ORDER BY intent_seq DESC LIMIT 1`},
 		{&r.lineage, "SELECT generation FROM certificate WHERE lineage = ? AND " + valid + " ORDER BY generation DESC LIMIT 1"},
-		{&r.active, `SELECT count(*) FROM certificate AS c
-			WHERE substr(names, 1, 16) = substr(?1, 1, 16) AND names = ?1 AND not_after > ? AND profile = ? AND serial <> ? AND revocation_due = 0 AND ` + valid + `
+		{&r.inUse, `SELECT (SELECT count(*) FROM certificate AS c
+			WHERE substr(names, 1, 16) = substr(?1, 1, 16) AND names = ?1 AND not_after > ?2 AND profile = ?3 AND serial <> ?4 AND revocation_due = 0 AND ` + valid + `
 			AND NOT EXISTS (SELECT 1 FROM certificate AS s
-				WHERE s.predecessor = c.serial AND s.predecessor <> '' AND s.lineage = c.lineage AND s.` + valid + `)`},
-		{&r.otherKey, `SELECT EXISTS (SELECT 1 FROM certificate WHERE substr(spki, 1, 16) = substr(?1, 1, 16) AND spki = ?1
-			AND names <> ? AND profile <> '` + store.ServerProfile + "' AND " + valid + ")"},
+				WHERE s.predecessor = c.serial AND s.predecessor <> '' AND s.lineage = c.lineage AND s.` + valid + `)),
+			EXISTS (SELECT 1 FROM certificate WHERE substr(spki, 1, 16) = substr(?5, 1, 16) AND spki = ?5
+			AND names <> ?1 AND profile <> '` + store.ServerProfile + "' AND " + valid + ")"},
 	} {
 		if *p.stmt, err = conn.PrepareContext(ctx, p.text); err != nil {
 			return fmt.Errorf("preparing %q: %w", p.text, err)
@@ -188,20 +187,18 @@ func (s *Store) LineageRenewals(ctx context.Context, lineage string) (int64, err
 	return n, nil
 }
 
-// CountActive returns how many certificates of these names, a digest of
-// [policy.Names], the profile has: issued or intended, not expired, not due to be
-// revoked, not renewed. The serial except, which a renewal is about to replace,
-// does not count; "" is none.
-func (s *Store) CountActive(ctx context.Context, profile, names, except string, now time.Time) (int64, error) {
-	n, err := one(ctx, s, s.reads.active, value[int64], names, now.Unix(), profile, except)
-	return n, reading("the active certificates", err)
-}
-
-// KeyUsedByOther reports whether the key is in a certificate of other names that
-// was issued or is intended, in any profile but that of our own listeners.
-func (s *Store) KeyUsedByOther(ctx context.Context, spki, names string) (bool, error) {
-	used, err := one(ctx, s, s.reads.otherKey, value[bool], spki, names)
-	return used, reading("the uses of a key", err)
+// InUse returns what the policy counts. Active is how many certificates of these
+// names, a digest of [policy.Names], the profile has: issued or intended, not
+// expired, not due to be revoked, not renewed. The serial Except, which a renewal is
+// about to replace, does not count; "" is none. KeyByOther reports whether the
+// key is in a certificate of other names that was issued or is intended, in any
+// profile but that of our own listeners.
+func (s *Store) InUse(ctx context.Context, u store.Use) (store.Used, error) {
+	used, err := one(ctx, s, s.reads.inUse, func(r row) (u store.Used, err error) {
+		err = r.Scan(&u.Active, &u.KeyByOther)
+		return u, err
+	}, u.Names, u.Now.Unix(), u.Profile, u.Except, u.SPKI)
+	return used, reading("what is in use", err)
 }
 
 // OpenIntents returns the intents that have no result, oldest first.

@@ -26,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mattn/go-sqlite3"
@@ -63,6 +64,8 @@ type Store struct {
 	write  *sql.DB // one connection: conn
 	read   *sql.DB
 	keeper *keeper
+
+	version atomic.Uint64
 
 	mu        sync.Mutex // serializes what uses conn, and guards what follows
 	conn      *sql.Conn

@@ -32,11 +32,8 @@ func testEmpty(f *fixture) {
 	if n, err := f.ix.LineageRenewals(f.ctx, ""); n != -1 || !errors.Is(err, store.ErrNotFound) {
 		f.Errorf("LineageRenewals: %d, %v, want -1, ErrNotFound", n, err)
 	}
-	if n, err := f.ix.CountActive(f.ctx, "", "", "", Day()); n != 0 || err != nil {
-		f.Errorf("CountActive: %d, %v, want 0", n, err)
-	}
-	if used, err := f.ix.KeyUsedByOther(f.ctx, "", ""); used || err != nil {
-		f.Errorf("KeyUsedByOther: %v, %v, want false", used, err)
+	if used, err := f.ix.InUse(f.ctx, store.Use{Now: Day()}); used != (store.Used{}) || err != nil {
+		f.Errorf("InUse: %+v, %v, want nothing", used, err)
 	}
 	if list, err := f.ix.OpenIntents(f.ctx); len(list) != 0 || err != nil {
 		f.Errorf("OpenIntents: %v, %v, want none", list, err)

@@ -277,18 +277,16 @@ func (m model) compareReads(f *fixture, i store.Issuance) string {
 		return fmt.Sprintf("LineageRenewals: %d, %v, want %d", n, err, generation)
 	}
 	except, now := i.Predecessor, Day().Add(time.Hour)
-	active := int64(len(m.sorted(func(o store.Issuance) bool {
-		return valid(o) && o.Profile == i.Profile && o.Names == i.Names && o.Serial != except && !o.RevocationDue && o.NotAfter.After(now) && !m.renewed(o)
-	})))
-	if n, err := f.ix.CountActive(f.ctx, i.Profile, i.Names, except, now); err != nil || n != active {
-		return fmt.Sprintf("CountActive: %d, %v, want %d", n, err, active)
-	}
 	for _, names := range []string{i.Names, Digest("names of d1")} {
-		used := len(m.sorted(func(o store.Issuance) bool {
+		want := store.Used{KeyByOther: len(m.sorted(func(o store.Issuance) bool {
 			return valid(o) && o.SPKI == i.SPKI && o.Names != names && o.Profile != store.ServerProfile
-		})) > 0
-		if got, err := f.ix.KeyUsedByOther(f.ctx, i.SPKI, names); err != nil || got != used {
-			return fmt.Sprintf("KeyUsedByOther: %v, %v, want %v", got, err, used)
+		})) > 0}
+		want.Active = int64(len(m.sorted(func(o store.Issuance) bool {
+			return valid(o) && o.Profile == i.Profile && o.Names == names && o.Serial != except && !o.RevocationDue && o.NotAfter.After(now) && !m.renewed(o)
+		})))
+		got, err := f.ix.InUse(f.ctx, store.Use{Profile: i.Profile, Names: names, SPKI: i.SPKI, Except: except, Now: now})
+		if err != nil || got != want {
+			return fmt.Sprintf("InUse: %+v, %v, want %+v", got, err, want)
 		}
 	}
 	return ""

@@ -110,9 +110,9 @@ func testLineage(f *fixture) {
 // active checks the count for device d1 at the given time.
 func (f *fixture) active(want int64, profile, except string, now time.Time, why string) {
 	f.Helper()
-	n, err := f.ix.CountActive(f.ctx, profile, Digest("names of d1"), except, now)
-	if err != nil || n != want {
-		f.Errorf("%s: %d active, %v, want %d", why, n, err, want)
+	used, err := f.ix.InUse(f.ctx, store.Use{Profile: profile, Names: Digest("names of d1"), Except: except, Now: now})
+	if err != nil || used.Active != want {
+		f.Errorf("%s: %d active, %v, want %d", why, used.Active, err, want)
 	}
 }
 
@@ -166,8 +166,8 @@ func testCountRenewed(f *fixture) {
 func testKeyUsed(f *fixture) {
 	used := func(spki, names string, want bool, why string) {
 		f.Helper()
-		if got, err := f.ix.KeyUsedByOther(f.ctx, Digest(spki), Digest(names)); err != nil || got != want {
-			f.Errorf("%s: %v, %v, want %v", why, got, err, want)
+		if got, err := f.ix.InUse(f.ctx, store.Use{SPKI: Digest(spki), Names: Digest(names), Now: Day()}); err != nil || got.KeyByOther != want {
+			f.Errorf("%s: %v, %v, want %v", why, got.KeyByOther, err, want)
 		}
 	}
 	f.end(Issuance("d1", "01"), store.Issued)

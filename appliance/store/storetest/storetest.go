@@ -19,7 +19,6 @@ import (
 	"context"
 	"io"
 	"testing"
-	"time"
 
 	"github.com/postern-pki/postern/appliance/store"
 	"github.com/postern-pki/postern/audit"
@@ -37,8 +36,7 @@ type Index interface {
 	Transaction(ctx context.Context, profile, transaction, signer, csr string) (store.Issuance, error)
 	RenewalOf(ctx context.Context, profile, signer, csr string) (store.Issuance, error)
 	LineageRenewals(ctx context.Context, lineage string) (int64, error)
-	CountActive(ctx context.Context, profile, names, except string, now time.Time) (int64, error)
-	KeyUsedByOther(ctx context.Context, spki, names string) (bool, error)
+	InUse(ctx context.Context, u store.Use) (store.Used, error)
 	OpenIntents(ctx context.Context) ([]store.Issuance, error)
 	Dump(ctx context.Context, w io.Writer) error
 	Close() error

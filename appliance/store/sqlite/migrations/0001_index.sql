@@ -57,13 +57,13 @@ CREATE TABLE certificate (
 
 -- Transaction and RenewalOf.
 CREATE INDEX certificate_csr ON certificate (substr(csr, 1, 16));
--- CountActive.
+-- InUse: certificates of a name.
 CREATE INDEX certificate_names ON certificate (substr(names, 1, 16), not_after);
--- KeyUsedByOther.
+-- InUse: certificates of a key.
 CREATE INDEX certificate_spki ON certificate (substr(spki, 1, 16));
 -- LineageRenewals.
 CREATE INDEX certificate_lineage ON certificate (lineage, generation);
--- CountActive: what was renewed.
+-- InUse: what was renewed.
 CREATE INDEX certificate_predecessor ON certificate (predecessor) WHERE predecessor <> '';
 -- OpenIntents.
 CREATE INDEX certificate_intended ON certificate (intent_seq) WHERE state = 'intended';
