@@ -7,7 +7,6 @@ import (
 	"crypto/x509/pkix"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,53 +20,62 @@ import (
 // would take longer than the measurement.
 const deviceKeys = 32
 
-// enrollMany sends n requests from so many clients, each over a connection that
-// it keeps, and reads the server's CPU time around it.
-func enrollMany(ctx context.Context, s *site.Site, clients, n int) (figure, error) {
+// A load is so many clients, each with a connection that it keeps, and what they
+// will send.
+type load struct {
+	site     *site.Site
+	device   *site.Device
+	clients  int
+	messages []*site.Request
+}
+
+func newLoad(ctx context.Context, s *site.Site, clients, n int) (*load, error) {
 	d, err := s.Device(ctx, "interop")
 	if err != nil {
-		return figure{}, err
+		return nil, err
 	}
 	messages, err := prepare(ctx, s, d, clients, n)
 	if err != nil {
-		return figure{}, err
+		return nil, err
 	}
-	if _, err := d.Caps(ctx); err != nil {
-		return figure{}, err
-	}
-	took := make([]float64, n)
-	before, err := cpuOf(s.PID())
+	_, err = d.Caps(ctx)
+	return &load{s, d, clients, messages}, err
+}
+
+// enroll sends the messages from first to next, and adds the server's CPU time.
+func (l *load) enroll(ctx context.Context, first, next int, sum *figure) error {
+	took := make([]float64, next-first)
+	before, err := cpuOf(l.site.PID())
 	if err != nil {
-		return figure{}, err
+		return err
 	}
 	began := time.Now()
-	err = parallel(clients, n, func(i int) error {
+	err = parallel(l.clients, next-first, func(i int) error {
+		m := l.messages[first+i]
 		start := time.Now()
-		reply, err := d.Post(ctx, messages[i].DER)
+		reply, err := l.device.Post(ctx, m.DER)
 		took[i] = time.Since(start).Seconds()
 		if err != nil {
 			return err
 		}
 		if i%50 == 0 { // opening each would measure the client
-			_, err = client.Open(reply, messages[i].Expect)
+			_, err = client.Open(reply, m.Expect)
 			return err
 		}
 		rep, err := client.Inspect(reply)
 		if err == nil && rep.Status != scep.StatusSuccess {
-			err = fmt.Errorf("request %d: pkiStatus %d", i, rep.Status)
+			err = fmt.Errorf("request %d: pkiStatus %d", first+i, rep.Status)
 		}
 		return err
 	})
 	wall := time.Since(began).Seconds()
 	if err != nil {
-		return figure{}, err
+		return err
 	}
-	after, err := cpuOf(s.PID())
-	if err != nil {
-		return figure{}, err
-	}
-	slices.Sort(took)
-	return figure{cpu: (after - before) / float64(n), rate: float64(n) / wall, p50: took[n/2], p99: took[n*99/100]}, nil
+	after, err := cpuOf(l.site.PID())
+	sum.n, sum.used, sum.wall = sum.n+len(took), sum.used+after-before, sum.wall+wall
+	sum.latencies = append(sum.latencies, took...)
+	return err
 }
 
 // prepare makes the requests before anything is measured.

@@ -4,7 +4,8 @@
 // # What a caller may rely on
 //
 // Figures are CPU times of the measured process, not of this one, and every
-// answer that is counted is a SUCCESS.
+// answer that is counted is a SUCCESS. Floor and service take turns, so that a
+// machine that gets slower or faster does so for both.
 //
 // # What it does not protect against
 //
@@ -12,6 +13,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -20,10 +22,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,7 +43,7 @@ func main() {
 	flag.Parse()
 	var err error
 	if *floor != "" {
-		err = measureFloor(context.Background(), *floor, *n)
+		err = measureFloor(context.Background(), *floor)
 	} else {
 		err = run(context.Background(), *n)
 	}
@@ -71,23 +74,23 @@ func run(ctx context.Context, n int) error {
 	if err != nil {
 		return err
 	}
-	floors, err := floorOf(ctx, s, n)
-	if err != nil {
-		return err
-	}
 	if err := s.Start(ctx); err != nil {
 		return err
 	}
 	defer func() { _ = s.Stop() }()
+	f, err := startFloor(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer f.stop()
 	fmt.Printf("%8s %12s %12s %8s %10s %10s %8s %8s %8s\n", "clients", "floor CPU", "server CPU", "ratio", "floor/s", "server/s", "ratio", "p50", "p99")
-	for i, clients := range steps() {
-		r, err := enrollMany(ctx, s, clients, n)
+	for _, clients := range []int{1, 8, 32} {
+		floor, server, err := takeTurns(ctx, s, f, clients, n)
 		if err != nil {
 			return err
 		}
-		f := floors[i]
-		fmt.Printf("%8d %9.2f ms %9.2f ms %8.2f %10.0f %10.0f %8.2f %5.1f ms %5.1f ms\n", clients, f.cpu*1e3, r.cpu*1e3, r.cpu/f.cpu,
-			f.rate, r.rate, r.rate/f.rate, r.p50*1e3, r.p99*1e3)
+		fmt.Printf("%8d %9.2f ms %9.2f ms %8.2f %10.0f %10.0f %8.2f %5.1f ms %5.1f ms\n", clients, floor.cpu()*1e3, server.cpu()*1e3, server.cpu()/floor.cpu(),
+			floor.rate(), server.rate(), server.rate()/floor.rate(), server.quantile(0.50)*1e3, server.quantile(0.99)*1e3)
 	}
 	peak, err := s.PeakMemory()
 	if err != nil {
@@ -98,40 +101,94 @@ func run(ctx context.Context, n int) error {
 	return nil
 }
 
-func steps() []int { return []int{1, 8, 32} }
+// rounds is how often floor and service take turns at each number of clients.
+const rounds = 6
 
-type figure struct{ cpu, rate, p50, p99 float64 } // seconds, per second, seconds
+// takeTurns measures both in turns, n enrollments in all.
+func takeTurns(ctx context.Context, s *site.Site, f *floor, clients, n int) (floor, server figure, err error) {
+	l, err := newLoad(ctx, s, clients, n)
+	if err != nil {
+		return floor, server, err
+	}
+	for i := range rounds {
+		if err := f.measure(clients, (i+1)*n/rounds-i*n/rounds, &floor); err != nil {
+			return floor, server, err
+		}
+		if err := l.enroll(ctx, i*n/rounds, (i+1)*n/rounds, &server); err != nil {
+			return floor, server, err
+		}
+	}
+	return floor, server, nil
+}
 
-// floorOf asks a process of its own, so that its CPU is nothing but the floor.
-func floorOf(ctx context.Context, s *site.Site, n int) ([]figure, error) {
+// A figure is the sum of its rounds.
+type figure struct {
+	n         int
+	used      float64 // seconds of CPU
+	wall      float64 // seconds
+	latencies []float64
+}
+
+func (f *figure) cpu() float64  { return f.used / float64(f.n) }
+func (f *figure) rate() float64 { return float64(f.n) / f.wall }
+
+func (f *figure) quantile(q float64) float64 {
+	slices.Sort(f.latencies)
+	return f.latencies[int(q*float64(len(f.latencies)-1))]
+}
+
+// A floor is a process of its own, so that its CPU is nothing but the floor.
+type floor struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func startFloor(ctx context.Context, s *site.Site) (*floor, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, self, "-floor", s.Dir, "-n", strconv.Itoa(n))
-	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+s.Path("ceremony", "token", "softhsm2.conf"))
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
+	f := &floor{cmd: exec.CommandContext(ctx, self, "-floor", s.Dir)}
+	f.cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+s.Path("ceremony", "token", "softhsm2.conf"))
+	f.cmd.Stderr = os.Stderr
+	if f.in, err = f.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	out, err := f.cmd.StdoutPipe()
 	if err != nil {
-		return nil, fmt.Errorf("the floor: %w", err)
+		return nil, err
 	}
-	var all []figure
-	for line := range strings.Lines(string(out)) {
-		var f figure
-		if _, err := fmt.Sscanf(line, "%g %g", &f.cpu, &f.rate); err != nil {
-			return nil, fmt.Errorf("the floor: %q: %w", line, err)
-		}
-		all = append(all, f)
+	f.out = bufio.NewReader(out)
+	return f, f.cmd.Start()
+}
+
+func (f *floor) stop() {
+	_ = f.in.Close() // ends it
+	_ = f.cmd.Wait()
+}
+
+// measure adds one round of n.
+func (f *floor) measure(workers, n int, sum *figure) error {
+	var used, wall float64
+	if _, err := fmt.Fprintln(f.in, workers, n); err != nil {
+		return fmt.Errorf("the floor: %w", err)
 	}
-	if len(all) != len(steps()) {
-		return nil, errors.New("the floor: too few figures")
+	line, err := f.out.ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("the floor: %w", err)
 	}
-	return all, nil
+	if _, err := fmt.Sscan(line, &used, &wall); err != nil {
+		return fmt.Errorf("the floor: %q: %w", line, err)
+	}
+	sum.n, sum.used, sum.wall = sum.n+n, sum.used+used, sum.wall+wall
+	return nil
 }
 
 // measureFloor does the three operations alone: decrypt, certificate, CertRep.
-// The token's own check of each signature is part of it.
-func measureFloor(ctx context.Context, dir string, n int) error {
+// The token's own check of each signature is part of it. Each line of the standard
+// input asks for a round.
+func measureFloor(ctx context.Context, dir string) error {
 	cfg, err := config.Load(filepath.Join(dir, "postern.yaml"))
 	if err != nil {
 		return err
@@ -159,15 +216,19 @@ func measureFloor(ctx context.Context, dir string, n int) error {
 		_, err3 := sign.Sign(nil, sum[:], crypto.SHA256)
 		return errors.Join(err1, err2, err3)
 	}
-	for _, workers := range steps() {
+	for {
+		var workers, n int
+		if _, err := fmt.Scanln(&workers, &n); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
 		before, began := ownCPU(), time.Now()
 		if err := parallel(workers, n, func(int) error { return once() }); err != nil {
 			return err
 		}
-		took := time.Since(began).Seconds()
-		fmt.Printf("%g %g\n", (ownCPU()-before)/float64(n), float64(n)/took)
+		fmt.Println(ownCPU()-before, time.Since(began).Seconds())
 	}
-	return nil
 }
 
 // parallel runs f for 0 to n-1 in so many goroutines.

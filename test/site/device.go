@@ -66,7 +66,10 @@ func (s *Site) TLS(certs ...tls.Certificate) (*tls.Config, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
-	return &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, Certificates: certs}, nil
+	return &tls.Config{
+		RootCAs: roots, MinVersion: tls.VersionTLS12, Certificates: certs,
+		DynamicRecordSizingDisabled: true, // as other libraries write: a request in one record
+	}, nil
 }
 
 // A Request is a pkiMessage, and what the answer to it has to match.
