@@ -115,6 +115,15 @@ func (s *Set) NamesOf(f Facts) Names {
 // what a challenge is compared with, and what tells subjects apart.
 func (d Decision) Names() Names { return d.names.clone() }
 
+// Subject returns the subject of the certificate, with what the profile sets by
+// value, or nil where none is issued.
+func (d Decision) Subject() []Attribute {
+	if !d.Issue || d.built == nil {
+		return nil
+	}
+	return append([]Attribute(nil), d.built.names.Subject...)
+}
+
 // Bind returns the names that a challenge of the profile binds when it is created
 // for n: without what the profile sets by value. The reasons, if any, are why no
 // request for those names would ever be granted.

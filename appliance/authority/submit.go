@@ -125,7 +125,7 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 	}
 	i := store.Issuance{
 		Profile: q.profile.Name, Issuer: q.profile.Issuer, Request: q.id, Names: d.Names().Digest(),
-		Subject: policy.FormatSubject(subjectOf(q.csr)), SPKI: q.spkiDigest,
+		Subject: policy.FormatSubject(d.Subject()), SPKI: q.spkiDigest,
 		NotBefore: template.NotBefore, NotAfter: template.NotAfter,
 		Lineage: q.id, LineageFrom: p.now().UTC(), Challenge: g.challenge.ID,
 		Transaction: q.message.TransactionID, Signer: q.signerName, CSR: q.csrDigest,

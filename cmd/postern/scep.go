@@ -3,6 +3,8 @@ package main
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -159,7 +161,7 @@ func (a *app) enrolled(dir string, r *client.Result, err error) error {
 	if err := put(filepath.Join(dir, "ca.pem"), "CERTIFICATE", r.Chain[0].Raw, 0o644); err != nil {
 		return err
 	}
-	out := issued{"issued", hex.EncodeToString(r.Certificate.SerialNumber.Bytes()), r.Certificate.Subject.String(), r.Certificate.NotAfter,
+	out := issued{"issued", hex.EncodeToString(r.Certificate.SerialNumber.Bytes()), nameOf(r.Certificate), r.Certificate.NotAfter,
 		r.TransactionID, cert, filepath.Join(dir, "key.pem")}
 	return a.print(out, func(w io.Writer) {
 		_, _ = fmt.Fprintf(w, "issued\t%s\nserial\t%s\nuntil\t%s\ncertificate\t%s\nkey\t%s\n", out.Subject, out.Serial, out.NotAfter.Format(time.RFC3339), out.Certificate, out.Key)
@@ -220,7 +222,7 @@ func certificates(ca *client.CA) []certificate {
 	var out []certificate
 	add := func(use string, c *x509.Certificate) {
 		sum := sha256.Sum256(c.Raw)
-		out = append(out, certificate{use, c.Subject.String(), hex.EncodeToString(sum[:])})
+		out = append(out, certificate{use, nameOf(c), hex.EncodeToString(sum[:])})
 	}
 	add("ra-sign", ca.RASign)
 	add("ra-decrypt", ca.RADecrypt)
@@ -229,4 +231,14 @@ func certificates(ca *client.CA) []certificate {
 		add("chain", c)
 	}
 	return out
+}
+
+// nameOf is the subject as RFC 4514 writes it: [pkix.Name] would write its
+// attributes in an order of its own.
+func nameOf(c *x509.Certificate) string {
+	var rdns pkix.RDNSequence
+	if _, err := asn1.Unmarshal(c.RawSubject, &rdns); err != nil {
+		return c.Subject.String()
+	}
+	return rdns.String()
 }
