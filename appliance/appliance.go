@@ -144,7 +144,11 @@ func (a *Appliance) openLog(ctx context.Context) error {
 	}
 	a.index = index
 	a.onClose(func(context.Context) error { return index.Close() })
-	holder := keyholder.New(a.keyholderOptions())
+	options, err := a.keyholderOptions()
+	if err != nil {
+		return err
+	}
+	holder := keyholder.New(options)
 	next, err := index.Next(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the index: %w", err)

@@ -75,15 +75,19 @@ func (a *Appliance) matchCertificates() error {
 	return nil
 }
 
-func (a *Appliance) keyholderOptions() keyholder.Options {
+func (a *Appliance) keyholderOptions() (keyholder.Options, error) {
 	o := keyholder.Options{Origin: a.cfg.Origin, Audit: a.keys[a.cfg.Audit.Key], CAs: make(map[string]keyholder.CA)}
 	for _, i := range a.cfg.Issuers {
-		o.CAs[i.Name] = keyholder.CA{Key: a.keys[i.Issuer.CA.Key], Limits: issuer.Limits{
+		limits, err := issuer.Limits{
 			MaxValidity: i.MaxValidity, NotAfter: i.CA.NotAfter, Issuer: i.CA.RawSubject, IssuerSPKI: i.CA.RawSubjectPublicKeyInfo,
 			KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement | x509.KeyUsageDataEncipherment | x509.KeyUsageContentCommitment,
-		}}
+		}.Fixed()
+		if err != nil {
+			return o, fmt.Errorf("issuer %s: %w", i.Name, err)
+		}
+		o.CAs[i.Name] = keyholder.CA{Key: a.keys[i.Issuer.CA.Key], Limits: limits}
 	}
-	return o
+	return o, nil
 }
 
 // openIssuers wires the pipeline, with the keyholder as the only signer.

@@ -48,6 +48,17 @@ type Limits struct {
 	IssuerSPKI  []byte        // DER of the CA's key
 	KeyUsage    x509.KeyUsage // usages that it signs for
 	ExtKeyUsage []asn1.ObjectIdentifier
+
+	algorithm []byte // DER of the AlgorithmIdentifier; nil: IssuerSPKI says
+}
+
+// Fixed returns the limits with what follows from IssuerSPKI worked out, for who
+// checks with them often. The error is [ErrCA] for a key that no issuer can have.
+func (l Limits) Fixed() (_ Limits, err error) {
+	if l.IssuerSPKI != nil {
+		l.algorithm, err = signatureFor(l.IssuerSPKI)
+	}
+	return l, err
 }
 
 // Check is the key holder's side without limits of its own: see [Limits.Check].
@@ -77,11 +88,12 @@ func (l Limits) Check(tbs []byte, in audit.Intent) error {
 		KeyUsage: l.KeyUsage, ExtKeyUsage: l.ExtKeyUsage, MaxValidity: l.MaxValidity,
 		NoStyle: true, // style is the issuer's business; what cannot be excepted is everybody's
 	}
-	if l.IssuerSPKI != nil {
-		if rules.SignatureAlgorithm, err = signatureFor(l.IssuerSPKI); err != nil {
+	if l.IssuerSPKI != nil && l.algorithm == nil {
+		if l, err = l.Fixed(); err != nil {
 			return err
 		}
 	}
+	rules.SignatureAlgorithm = l.algorithm
 	if found := lint.CheckParsed(t, rules); len(found) > 0 {
 		return &LintError{found}
 	}
