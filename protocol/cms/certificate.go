@@ -18,14 +18,13 @@ import (
 // it. Self-signed certificates of devices often have negative serial numbers or
 // strings that it refuses; they only carry a key and a name here.
 type Certificate struct {
-	Raw          []byte            // the whole certificate, DER
-	RawIssuer    []byte            // Name, DER with its tag
-	RawSubject   []byte            // Name, DER with its tag
-	RawSerial    []byte            // the INTEGER's content octets, as they were
-	RawSPKI      []byte            // SubjectPublicKeyInfo, DER with its tag
-	SubjectKeyID []byte            // nil if there is no such extension
-	PublicKey    crypto.PublicKey  // *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey; nil for any other type
-	X509         *x509.Certificate // nil if crypto/x509 refuses it
+	Raw          []byte           // the whole certificate, DER
+	RawIssuer    []byte           // Name, DER with its tag
+	RawSubject   []byte           // Name, DER with its tag
+	RawSerial    []byte           // the INTEGER's content octets, as they were
+	RawSPKI      []byte           // SubjectPublicKeyInfo, DER with its tag
+	SubjectKeyID []byte           // nil if there is no such extension
+	PublicKey    crypto.PublicKey // *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey; nil for any other type
 }
 
 var (
@@ -66,9 +65,6 @@ func ParseCertificate(der []byte) (*Certificate, error) {
 	var err error
 	if c.PublicKey, err = ParsePublicKey(c.RawSPKI); err != nil {
 		return nil, err
-	}
-	if x, err := x509.ParseCertificate(der); err == nil {
-		c.X509 = x
 	}
 	return c, nil
 }
