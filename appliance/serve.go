@@ -241,6 +241,9 @@ func (a *Appliance) status(context.Context) operator.Status {
 	if err := a.log.Healthy(); err != nil {
 		degraded(noLog(err))
 	}
+	if err := a.index.Healthy(); err != nil {
+		degraded("the index, and nothing is issued until the service is started again: " + err.Error())
+	}
 	if err := a.token.Healthy(); err != nil {
 		degraded("the token: " + err.Error())
 	}

@@ -80,6 +80,14 @@ type Store struct {
 	closed    bool
 }
 
+// Healthy returns what keeps the index from being right for good, if anything
+// does: what the log has could not be committed.
+func (s *Store) Healthy() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
 // usable reports whether there is anything to ask. The caller has Store.mu.
 func (s *Store) usable(ctx context.Context) error {
 	if s.closed {

@@ -8,14 +8,18 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/postern-pki/postern/appliance/store"
 	"github.com/postern-pki/postern/appliance/store/sqlite"
 	"github.com/postern-pki/postern/appliance/store/storetest"
+	"github.com/postern-pki/postern/audit"
 )
 
 // childIndex names the index that a test asks another process of this binary to
@@ -320,6 +324,63 @@ func TestClosed(t *testing.T) {
 	if _, err := s.Next(t.Context()); err == nil {
 		t.Error("Next after Close: no error")
 	}
+}
+
+// A transaction that cannot be committed is told, ends all use, and leaves the
+// index where it was: the log feeds it again.
+func TestACommitThatFails(t *testing.T) {
+	dir, l := t.TempDir(), storetest.NewLog(t)
+	s := openIn(t, dir)
+	if err := s.Follow(t.Context(), l.Start()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Challenges(t.Context(), store.ChallengeFilter{}); err != nil { // which ends the transaction
+		t.Fatal(err)
+	}
+	var lines []audit.Line
+	for n := range 50 {
+		lines = append(lines, l.Created(storetest.Challenge(fmt.Sprint(n))))
+	}
+	if err := s.Follow(t.Context(), lines); err != nil || s.Healthy() != nil {
+		t.Fatal(err, s.Healthy())
+	}
+	fileSize(t, 8<<10)
+	if _, err := s.Challenges(t.Context(), store.ChallengeFilter{}); err == nil {
+		t.Fatal("a commit beyond the largest file: no error")
+	}
+	if s.Healthy() == nil {
+		t.Error("the index says that it is healthy")
+	}
+	if err := s.Follow(t.Context(), []audit.Line{l.Created(storetest.Challenge("more"))}); err == nil {
+		t.Error("a batch after it: no error")
+	}
+	if _, err := s.Challenge(t.Context(), storetest.Challenge("1").ID); err == nil {
+		t.Error("a look-up after it: no error")
+	}
+	fileSize(t, unix.RLIM_INFINITY)
+	_ = s.Close() // it says so again
+	s = openIn(t, dir)
+	defer closed(t, s)
+	if next, err := s.Next(t.Context()); err != nil || next != 1 {
+		t.Fatalf("Next: %d, %v, want 1", next, err)
+	}
+	if err := s.Follow(t.Context(), l.Lines[1:]); err != nil {
+		t.Error(err)
+	}
+}
+
+// fileSize bounds the files that this process can write, until the test ends.
+func fileSize(t *testing.T, size uint64) {
+	t.Helper()
+	signal.Ignore(unix.SIGXFSZ)
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: min(size, old.Max), Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Setrlimit(unix.RLIMIT_FSIZE, &old) })
 }
 
 // The file beside the database does not grow with the log.
