@@ -84,14 +84,18 @@ func run(ctx context.Context, n int) error {
 	}
 	defer f.stop()
 	fmt.Printf("%8s %12s %12s %8s %10s %10s %8s %8s %8s\n", "clients", "floor CPU", "server CPU", "ratio", "floor/s", "server/s", "ratio", "p50", "p99")
+	var allFloor, allServer figure
 	for _, clients := range []int{1, 8, 32} {
 		floor, server, err := takeTurns(ctx, s, f, clients, n)
 		if err != nil {
 			return err
 		}
+		allFloor.n, allFloor.used = allFloor.n+floor.n, allFloor.used+floor.used
+		allServer.n, allServer.used = allServer.n+server.n, allServer.used+server.used
 		fmt.Printf("%8d %9.2f ms %9.2f ms %8.2f %10.0f %10.0f %8.2f %5.1f ms %5.1f ms\n", clients, floor.cpu()*1e3, server.cpu()*1e3, server.cpu()/floor.cpu(),
 			floor.rate(), server.rate(), server.rate()/floor.rate(), server.quantile(0.50)*1e3, server.quantile(0.99)*1e3)
 	}
+	fmt.Printf("%8s %9.2f ms %9.2f ms %8.2f\n", "all", allFloor.cpu()*1e3, allServer.cpu()*1e3, allServer.cpu()/allFloor.cpu())
 	peak, err := s.PeakMemory()
 	if err != nil {
 		return err
