@@ -171,11 +171,17 @@ func calm() {
 	const slack = time.Millisecond
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if now, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err != nil || time.Duration(now) >= slack {
+	enough := func() bool {
+		now, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+		return err == nil && time.Duration(now) >= slack
+	}
+	if enough() {
 		return
 	}
 	self, err := os.Executable()
-	if err != nil || unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0) != nil {
+	// The kernel takes it from a real-time process without a word and does nothing:
+	// such a one would start itself again for ever.
+	if err != nil || unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0) != nil || !enough() {
 		return
 	}
 	_ = syscall.Exec(self, os.Args, os.Environ()) //nolint:gosec // itself; where that may not be, it goes on

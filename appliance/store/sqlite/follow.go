@@ -189,8 +189,8 @@ func (s *Store) commit(ctx context.Context) error {
 }
 
 // commitDue is commit for who is not applying lines: before something is read
-// over another connection, and when the time has come. The next batch reports
-// what went wrong.
+// over another connection, and when the time has come. The next batch and
+// [Store.Healthy] report what went wrong.
 func (s *Store) commitDue() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
