@@ -3,6 +3,7 @@ package policy_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -49,7 +50,7 @@ func TestParseSubject(t *testing.T) {
 
 // FuzzParseSubject checks that what is read is written so that it is read again.
 func FuzzParseSubject(f *testing.F) {
-	for _, s := range []string{"CN=a,O=Corp\\, Inc", `CN=\ \C4\8D\#\+`, "1.2.3=x,DC=a,DC=b", `CN=a\00b`, "CN=#00", "CN=a+O=b"} {
+	for _, s := range []string{"CN=a,O=Corp\\, Inc", `CN=\ \C4\8D\#\+`, "1.2.3=x,DC=a,DC=b", `CN=a\00b`, "CN=#00", "CN=a+O=b", "CN=" + strings.Repeat("\x18", 3000)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

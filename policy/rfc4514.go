@@ -52,6 +52,9 @@ func ParseSubject(rfc4514 string) ([]Attribute, error) {
 		}
 	}
 	slices.Reverse(out)
+	if len(FormatSubject(out)) > maxSubject { // what cannot be printed takes three octets there
+		return nil, fmt.Errorf("%w: too long", ErrSubject)
+	}
 	return out, nil
 }
 
