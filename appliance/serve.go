@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"github.com/postern-pki/postern/appliance/authority"
 	"github.com/postern-pki/postern/appliance/gate"
 	"github.com/postern-pki/postern/appliance/operator"
+	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/protocol"
@@ -120,7 +122,7 @@ func (a *Appliance) openListeners(context.Context) error {
 	}
 	operators, err := listen.New(listen.Options{
 		Name: "operators", Listener: a.env.Operators, Address: unlessInherited(a.env.Operators, a.cfg.Operators.Listen), GetCertificate: a.cert.GetCertificate,
-		ClientCAs: a.cfg.OperatorCA, Handler: a.api(certificateActor), Log: a.env.Zap.Named("operators"),
+		ClientCAs: a.cfg.OperatorCA, Handler: a.api(gate.CertificateActor), Log: a.env.Zap.Named("operators"),
 	})
 	if err != nil {
 		return fmt.Errorf("the operators' listener: %w", err)
@@ -158,9 +160,10 @@ func (a *Appliance) serve(s server) {
 	})
 }
 
-func (a *Appliance) api(actor func(*http.Request) (audit.Actor, bool)) http.Handler {
-	return operator.NewHandler(operator.Options{
-		Acts: a.authority, Index: a.index, Log: a.log, Status: a.status, Actor: actor, Zap: a.env.Zap.Named("operator"),
+// operators is the authority's side of the operators' API.
+func (a *Appliance) operators() *operator.Service {
+	return operator.New(operator.Options{
+		Acts: a.authority, Index: a.index, Log: a.log, Status: a.status, Zap: a.env.Zap.Named("operator"),
 		Scan: func(from uint64, fn func(audit.Line) error) error { return audit.Scan(a.auditDir(), from, fn) },
 		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {
 			return audit.Find(ctx, a.auditDir(), request, limit)
@@ -168,31 +171,16 @@ func (a *Appliance) api(actor func(*http.Request) (audit.Actor, bool)) http.Hand
 	})
 }
 
-// localActor asks the kernel who is at the other end: root, the service's own
-// user, and those that the configuration names.
-func (a *Appliance) localActor(r *http.Request) (audit.Actor, bool) {
-	peer, ok := listen.PeerOf(r.Context())
-	if !ok {
-		return audit.Actor{Kind: "operator", Source: "local"}, false
-	}
-	who := audit.Actor{Kind: "operator", ID: "uid:" + strconv.FormatUint(uint64(peer.UID), 10), Source: "local"}
-	allowed := peer.UID == 0 || int(peer.UID) == os.Geteuid()
-	for _, uid := range a.cfg.Operators.UIDs {
-		allowed = allowed || int(peer.UID) == uid
-	}
-	return who, allowed
+func (a *Appliance) api(actor func(*http.Request) (rpc.Actor, bool)) http.Handler {
+	return gate.Operators(a.operators(), actor, a.env.Zap.Named("operators"))
 }
 
-// certificateActor names an operator by the key of the certificate that the
-// handshake verified.
-func certificateActor(r *http.Request) (audit.Actor, bool) {
-	who := audit.Actor{Kind: "operator", Source: r.RemoteAddr}
-	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
-		return who, false
-	}
-	sum := sha256.Sum256(r.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo)
-	who.ID = "key:" + hex.EncodeToString(sum[:])
-	return who, true
+// localActor lets root, the service's own user, and those in that the
+// configuration names.
+func (a *Appliance) localActor(r *http.Request) (rpc.Actor, bool) {
+	who, ok := gate.LocalActor(r)
+	return who, ok && (who.ID == "uid:0" || who.ID == "uid:"+strconv.Itoa(os.Geteuid()) ||
+		slices.ContainsFunc(a.cfg.Operators.UIDs, func(uid int) bool { return who.ID == "uid:"+strconv.Itoa(uid) }))
 }
 
 // raKeys gives the gate the two RA keys of a profile's issuer.

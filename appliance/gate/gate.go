@@ -1,11 +1,14 @@
 // Package gate is where strangers' bytes come in: it puts the protocols on the
-// paths of the devices' listener.
+// paths of the devices' listener, and makes a bounded call of each request to the
+// operators' API.
 //
 // # What a caller may rely on
 //
-// Only what is routed here is served: the SCEP paths of configured profiles.
-// Everything else is answered 404 with a fixed text and recorded by nobody, as
-// it asks for nothing.
+// To devices only what is routed here is served: the SCEP paths of configured
+// profiles. Everything else is answered 404 with a fixed text and recorded by
+// nobody, as it asks for nothing. From operators every request goes on to the
+// authority, which decides and records; only what another site sends through an
+// operator's browser ends here.
 //
 // # What it does not protect against
 //

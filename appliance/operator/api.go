@@ -1,6 +1,6 @@
-// Package operator is what operators may do: one API of HTTP and JSON, on the
-// local socket and on the operators' listener, with the types that its clients
-// share.
+// Package operator is what operators may do: one API of HTTP's methods and paths
+// and JSON, for the local socket and the operators' listener, with the types that
+// its clients share. It runs beside the authority; the gate sends it calls.
 //
 // # What a caller may rely on
 //
@@ -11,9 +11,8 @@
 //
 // # What it does not protect against
 //
-// Whoever may connect may do everything that the API has: the local socket asks
-// the kernel for the peer's user, the listener asks for a certificate of the
-// operator CA. Roles are not told apart yet.
+// Who asks is the gate's word. Whoever may connect may do everything that the
+// API has: roles are not told apart yet.
 package operator
 
 import "time"

@@ -23,7 +23,9 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postern-pki/postern/appliance/authority"
+	"github.com/postern-pki/postern/appliance/gate"
 	"github.com/postern-pki/postern/appliance/operator"
+	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/appliance/store/sqlite"
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm/issuer"
@@ -96,18 +98,18 @@ func newWorld(t *testing.T) *world {
 		Tagger:  must[*challenge.Tagger](t)(challenge.NewTagger(bytes.Repeat([]byte{7}, 32))),
 		Issuers: map[string]authority.Issuer{"corp": {Issuer: is}}, Now: time.Now, Zap: zap.NewNop(),
 	}))
-	w.Server = httptest.NewServer(operator.NewHandler(operator.Options{
-		Acts: w, Index: index, Log: w.log, Zap: zap.NewNop(),
+	w.Server = httptest.NewServer(gate.Operators(operator.New(operator.Options{
+		Acts: w, Index: index, Log: w.log,
 		Scan: func(from uint64, fn func(audit.Line) error) error { return audit.Scan(w.dir, from, fn) },
 		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {
 			return audit.Find(ctx, w.dir, request, limit)
 		},
 		Status: func(context.Context) operator.Status { panic("a fault of ours") },
-		Actor: func(r *http.Request) (audit.Actor, bool) {
-			who := r.Header.Get("X-Who")
-			return audit.Actor{Kind: "operator", ID: who, Source: "test"}, who != "mallory"
-		},
-	}))
+		Zap:    zap.NewNop(),
+	}), func(r *http.Request) (rpc.Actor, bool) {
+		who := r.Header.Get("X-Who")
+		return rpc.Actor{Kind: "operator", ID: who, Source: "test"}, who != "mallory"
+	}, zap.NewNop()))
 	t.Cleanup(w.Close)
 	return w
 }
