@@ -17,6 +17,8 @@ var (
 	ErrPIN          = errors.New("the token did not take the PIN; it is not tried again")
 	ErrPINCount     = errors.New("the token counts failed logins; not trying the PIN")
 	ErrNoKey        = errors.New("no such key pair")
+	ErrNoData       = errors.New("no such data object")
+	ErrData         = errors.New("a data object that cannot be kept")
 	ErrKeyExists    = errors.New("the label is taken on the token")
 	ErrKeyChanged   = errors.New("the token now holds another key under this name")
 	ErrTokenChanged = errors.New("the slot now holds another token")

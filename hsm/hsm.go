@@ -82,7 +82,10 @@ type Token struct {
 	pool    chan *session // free ones; its capacity bounds the calls inside the module
 	closing chan struct{}
 	once    sync.Once
-	hung    atomic.Int64 // calls beyond their deadline that are still in the module
+	hung    atomic.Int64  // calls beyond their deadline that are still in the module
+	late    chan struct{} // closed at the first call beyond its deadline
+	first   sync.Once
+	data    sync.Mutex // held while data objects are looked at or replaced
 
 	login  sync.Mutex // held while logging in; guards anchor
 	anchor pkcs11.SessionHandle
@@ -152,7 +155,7 @@ func (m *Module) openSlot(ctx context.Context, c Config, slot Slot) (*Token, err
 		c.Sessions = 2 * runtime.GOMAXPROCS(0)
 	}
 	if slot.MaxSessions > 1 {
-		c.Sessions = min(c.Sessions, slot.MaxSessions-1) // one is the anchor
+		c.Sessions = max(1, min(c.Sessions, slot.MaxSessions-2)) // one is the anchor, one for data objects
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()
@@ -160,7 +163,7 @@ func (m *Module) openSlot(ctx context.Context, c Config, slot Slot) (*Token, err
 	t := &Token{
 		module: m, slot: slot, config: c, pin: pin,
 		log:  c.Log.With(zap.String("token", slot.Label), zap.String("serial", slot.Serial)),
-		pool: make(chan *session, c.Sessions), closing: make(chan struct{}),
+		pool: make(chan *session, c.Sessions), closing: make(chan struct{}), late: make(chan struct{}),
 	}
 	for range c.Sessions {
 		t.pool <- &session{}
@@ -227,6 +230,11 @@ func (t *Token) Healthy() error {
 	}
 	return nil
 }
+
+// Hung returns a channel that is closed when a call has outlived its deadline, the
+// first time, and for good: also if the call comes back, as some do. A process
+// that can be started again ends itself then.
+func (t *Token) Hung() <-chan struct{} { return t.late }
 
 // Close waits for running operations, at most for one deadline, logs out and,
 // if [Open] loaded the module, closes that too. Operations that come later get

@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/rsa"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -258,110 +260,96 @@ func samePublic(a, b crypto.PublicKey) bool {
 	return ok && e.Equal(b)
 }
 
-// find finds the private key and its public half, and reads both.
-func (t *Token) find(h pkcs11.SessionHandle, spec KeySpec) (pair, error) {
-	t.stats.find.Add(1)
-	private, err := t.one(h, pkcs11.CKO_PRIVATE_KEY, spec.Label, spec.ID)
+// Lengths of a content-encryption key, in bytes: DES has 8, and nothing has more
+// than 64.
+const (
+	minSessionKey = 8
+	maxSessionKey = 64
+)
+
+// SessionKeyOptions says how long the key in an envelope is. It is the standard
+// library's type, named here once because that calls it dangerous; SCEP knows no
+// other key transport that all of its clients have (RFC 8894, section 3.1), and
+// what is dangerous in it is what Decrypt is about.
+//
+//lint:ignore SA1019 see above
+type SessionKeyOptions = rsa.PKCS1v15DecryptOptions //nolint:staticcheck // see above
+
+// Decrypt opens RSAES-PKCS1-v1_5 key transport (RFC 8017, section 7.2.2) with a
+// key whose purpose is RADecrypt. opts must be a [*SessionKeyOptions]
+// with the length of the key that is looked for. It ignores rand: the random key comes from
+// crypto/rand.
+//
+// Whatever is wrong with the padding, or if the key in it has another length, the answer is a random
+// key of that length and no error, after the same work: the caller must decrypt
+// the content with what it got. An error means ErrPurpose, ErrAlgorithm,
+// ErrCiphertext (its length is not the modulus' or its value not below it, both
+// of which a stranger knows beforehand; the token was not asked) or a failure of the token.
+func (b Bound) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
+	k := b.key
+	fail := func(err error) ([]byte, error) { return nil, &Error{Op: "decrypt", Key: k.spec.Label, Err: err} }
+	pub, isRSA := k.pub.(*rsa.PublicKey)
+	if k.spec.Purpose != RADecrypt || !isRSA {
+		return fail(ErrPurpose)
+	}
+	o, ok := opts.(*SessionKeyOptions)
+	if !ok || o == nil || o.SessionKeyLen < minSessionKey || o.SessionKeyLen > maxSessionKey {
+		return fail(fmt.Errorf("%w: only PKCS#1 v1.5 with the session key's length", ErrAlgorithm))
+	}
+	if len(ciphertext) != pub.Size() || new(big.Int).SetBytes(ciphertext).Cmp(pub.N) >= 0 {
+		return fail(ErrCiphertext)
+	}
+	random := make([]byte, o.SessionKeyLen)
+	if _, err := rand.Read(random); err != nil { // before the token is asked, so that no failure can be told by it
+		return fail(err)
+	}
+	em, err := k.rawDecrypt(b.ctx, bytes.Clone(ciphertext), pub.Size())
 	if err != nil {
-		return pair{}, err
+		return nil, fault("decrypt", k.spec.Label, err)
 	}
-	id, err := t.value(h, private, pkcs11.CKA_ID)
-	if err != nil {
-		return pair{}, err
-	}
-	public, err := t.one(h, pkcs11.CKO_PUBLIC_KEY, spec.Label, id)
-	if err != nil {
-		return pair{}, err
-	}
-	p := pair{private: private, id: id}
-	if p.pub, p.alg, err = t.readPublic(h, public); err != nil {
-		return pair{}, err
-	}
-	if p.alg.IsRSA() {
-		if err := t.sameModulus(h, private, p.pub); err != nil {
-			return pair{}, err
-		}
-	}
-	own, err := t.audit(h, private, privateRules(spec.Purpose, p.alg.IsRSA()))
-	if err != nil {
-		return pair{}, err
-	}
-	pub, err := t.audit(h, public, publicRules(spec.Purpose, p.alg.IsRSA()))
-	if err != nil {
-		return pair{}, err
-	}
-	fit := Finding{Attribute: "algorithm", Tier: Required, Want: fmt.Sprint(spec.Purpose.Algorithms()), Got: string(p.alg), Supported: true}
-	fit.OK = slices.Contains(spec.Purpose.Algorithms(), p.alg)
-	p.findings = slices.Concat([]Finding{fit}, own, pub)
-	return p, nil
+	unpad(em, random)
+	clear(em)
+	return random, nil
 }
 
-// sameModulus makes sure that a public key belongs to the private one. An EC private key
-// does not tell its point; there the check of each signature is the proof.
-func (t *Token) sameModulus(h pkcs11.SessionHandle, private pkcs11.ObjectHandle, pub crypto.PublicKey) error {
-	n, err := t.value(h, private, pkcs11.CKA_MODULUS)
-	if err != nil {
-		return err
-	}
-	if r, ok := pub.(*rsa.PublicKey); !ok || r.N.Cmp(new(big.Int).SetBytes(n)) != 0 {
-		return fmt.Errorf("%w: the public key under this label belongs to another private key", ErrNoKey)
-	}
-	return nil
-}
-
-// one finds exactly one object; an empty id is not compared.
-func (t *Token) one(h pkcs11.SessionHandle, class uint, label string, id []byte) (pkcs11.ObjectHandle, error) {
-	template := []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, class),
-		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
-	}
-	if len(id) > 0 {
-		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, id))
-	}
-	all, err := t.search(h, template, 2)
-	if err != nil {
-		return 0, err
-	}
-	if len(all) != 1 {
-		kind := "private"
-		if class == pkcs11.CKO_PUBLIC_KEY {
-			kind = "public"
-		}
-		how := "no"
-		if len(all) > 1 {
-			how = "more than one"
-		}
-		return 0, fmt.Errorf("%w: %s %s key has this name", ErrNoKey, how, kind)
-	}
-	return all[0], nil
-}
-
-// search returns up to limit objects.
-func (t *Token) search(h pkcs11.SessionHandle, template []*pkcs11.Attribute, limit int) (all []pkcs11.ObjectHandle, err error) {
-	p11 := t.module.p11
-	if err := p11.FindObjectsInit(h, template); err != nil {
-		return nil, err
-	}
-	for len(all) < limit {
-		some, _, err := p11.FindObjects(h, min(limit-len(all), 64))
+// rawDecrypt returns the encoded message, size bytes, right-aligned: some tokens
+// strip leading zeros.
+func (k *Key) rawDecrypt(ctx context.Context, ciphertext []byte, size int) ([]byte, error) {
+	t := k.token
+	return call(ctx, t, "decrypt", func(h pkcs11.SessionHandle) ([]byte, error) {
+		object, err := k.object(h)
 		if err != nil {
 			return nil, err
 		}
-		if len(some) == 0 {
-			break
+		if err := t.module.p11.DecryptInit(h, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_X_509, nil)}, object); err != nil {
+			return nil, err
 		}
-		all = append(all, some...)
-	}
-	return all, p11.FindObjectsFinal(h)
+		t.stats.decrypt.Add(1)
+		out, err := t.module.p11.Decrypt(h, ciphertext)
+		defer clear(out)
+		if err != nil {
+			return nil, err
+		}
+		if len(out) > size {
+			return nil, errors.New("the token's answer is longer than the modulus")
+		}
+		em := make([]byte, size)
+		copy(em[size-len(out):], out)
+		return em, nil
+	})
 }
 
-func (t *Token) value(h pkcs11.SessionHandle, o pkcs11.ObjectHandle, typ uint) ([]byte, error) {
-	got, err := t.module.p11.GetAttributeValue(h, o, []*pkcs11.Attribute{pkcs11.NewAttribute(typ, nil)})
-	if err != nil {
-		return nil, err
+// unpad copies the last len(key) bytes of em to key if em is 00 02, at least
+// eight bytes that are not zero, 00 and those bytes, and leaves key as it is if
+// not. As the key's length is known, so is the place of the separator, and no
+// branch or index depends on em. The caller makes em at least 11 bytes longer
+// than key.
+func unpad(em, key []byte) {
+	split := len(em) - len(key)
+	good := subtle.ConstantTimeByteEq(em[0], 0) & subtle.ConstantTimeByteEq(em[1], 2)
+	for _, b := range em[2 : split-1] {
+		good &= 1 ^ subtle.ConstantTimeByteEq(b, 0)
 	}
-	if len(got) != 1 {
-		return nil, fmt.Errorf("attribute 0x%x has no value", typ)
-	}
-	return got[0].Value, nil
+	good &= subtle.ConstantTimeByteEq(em[split-1], 0)
+	subtle.ConstantTimeCopy(good, key, em[split:])
 }

@@ -80,6 +80,7 @@ func call[T any](ctx context.Context, t *Token, op string, f func(h pkcs11.Sessi
 func (t *Token) giveUp(op string) {
 	t.hung.Add(1)
 	t.stats.overdue.Add(1)
+	t.first.Do(func() { close(t.late) })
 	t.log.Error("token call beyond its deadline", zap.String("op", op), zap.Duration("deadline", t.config.Deadline))
 }
 
