@@ -1,0 +1,186 @@
+package keyholder
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-pki/postern/audit"
+)
+
+// ErrHeadFile says that the file which remembers how far the log was followed is
+// there and cannot be believed.
+var ErrHeadFile = errors.New("keyholder: its own record of the log's head is damaged")
+
+// headFile remembers the head of the log that was followed, over a restart. It has
+// two slots of a fixed size, written in turns, so that a write which is cut short
+// leaves the other one, and no write changes the file's size.
+//
+// A slot: magic (8 octets), counter, size (64 bits each), hash of the last line
+// (32), number of frontier hashes (64 bits), the hashes (32 each), zeros, and in
+// the last 32 octets the SHA-256 of what is before.
+type headFile struct {
+	f *os.File
+
+	writing sync.Mutex // one write at a time; those who wait behind it share the next
+	mu      sync.Mutex
+	counter uint64
+	durable uint64 // lines that the file knows of
+}
+
+const (
+	slotSize  = 4096
+	headMagic = "pstnhead"
+)
+
+// openHead opens the file, or makes it, and returns the chain that it remembers; a
+// new file stands before the first line.
+func openHead(dir string) (*headFile, *audit.Chain, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, nil, fmt.Errorf("keyholder: %w", err)
+	}
+	path := filepath.Join(dir, "head")
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := makeHead(dir, path); err != nil {
+			return nil, nil, fmt.Errorf("keyholder: %w", err)
+		}
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("keyholder: %w", err)
+	}
+	h := &headFile{f: f}
+	chain, err := h.load()
+	if err != nil {
+		_ = f.Close()
+		return nil, nil, err
+	}
+	return h, chain, nil
+}
+
+// makeHead has a whole file under its name, or none.
+func makeHead(dir, path string) error {
+	h := &headFile{}
+	var err error
+	if h.f, err = os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600); err != nil {
+		return err
+	}
+	defer func() { _ = h.f.Close() }()
+	for range 2 {
+		if err := h.write(&audit.Chain{}); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (h *headFile) load() (*audit.Chain, error) {
+	data, err := io.ReadAll(io.LimitReader(h.f, 2*slotSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("keyholder: %w", err)
+	}
+	if len(data) != 2*slotSize {
+		return nil, fmt.Errorf("%w: it has %d octets", ErrHeadFile, len(data))
+	}
+	var best *audit.Chain
+	for i := range 2 {
+		chain, counter, err := decodeSlot(data[i*slotSize : (i+1)*slotSize])
+		if err == nil && (best == nil || counter > h.counter) {
+			best, h.counter, h.durable = chain, counter, chain.Head().Size
+		}
+	}
+	if best == nil {
+		return nil, ErrHeadFile
+	}
+	return best, nil
+}
+
+func encodeSlot(c *audit.Chain, counter uint64) []byte {
+	head, frontier := c.Head(), c.Frontier()
+	b := make([]byte, 0, slotSize)
+	b = append(b, headMagic...)
+	b = binary.BigEndian.AppendUint64(b, counter)
+	b = binary.BigEndian.AppendUint64(b, head.Size)
+	b = append(b, head.Prev[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(len(frontier)))
+	for _, f := range frontier {
+		b = append(b, f[:]...)
+	}
+	b = b[:slotSize-sha256.Size]
+	sum := sha256.Sum256(b)
+	return append(b, sum[:]...)
+}
+
+func decodeSlot(b []byte) (c *audit.Chain, counter uint64, err error) {
+	body, sum := b[:slotSize-sha256.Size], b[slotSize-sha256.Size:]
+	if own := sha256.Sum256(body); !bytes.Equal(own[:], sum) || string(body[:8]) != headMagic {
+		return nil, 0, ErrHeadFile
+	}
+	counter = binary.BigEndian.Uint64(body[8:])
+	size := binary.BigEndian.Uint64(body[16:])
+	prev := [32]byte(body[24:56])
+	n := binary.BigEndian.Uint64(body[56:])
+	if n > 64 {
+		return nil, 0, ErrHeadFile
+	}
+	frontier := make([][32]byte, n)
+	for i := range frontier {
+		frontier[i] = [32]byte(body[64+32*i:])
+	}
+	c, err = audit.ResumeChain(size, prev, frontier)
+	return c, counter, err
+}
+
+// write puts a chain into the older slot, durably.
+func (h *headFile) write(c *audit.Chain) error {
+	h.counter++
+	if _, err := h.f.WriteAt(encodeSlot(c, h.counter), int64(h.counter%2)*slotSize); err != nil {
+		return err
+	}
+	return unix.Fdatasync(int(h.f.Fd())) //nolint:gosec // a descriptor fits
+}
+
+// ensure returns when a head of at least size lines is durable. now is asked for
+// the newest one when it is this caller's turn to write.
+func (h *headFile) ensure(size uint64, now func() *audit.Chain) error {
+	if h.reached(size) {
+		return nil
+	}
+	h.writing.Lock()
+	defer h.writing.Unlock()
+	if h.reached(size) {
+		return nil
+	}
+	c := now()
+	if err := h.write(c); err != nil {
+		return fmt.Errorf("keyholder: keeping the head: %w", err)
+	}
+	h.mu.Lock()
+	h.durable = c.Head().Size
+	h.mu.Unlock()
+	return nil
+}
+
+func (h *headFile) reached(size uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.durable >= size
+}
+
+func (h *headFile) close() error { return h.f.Close() }

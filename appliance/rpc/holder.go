@@ -1,0 +1,484 @@
+package rpc
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/postern-pki/postern/appliance/link"
+	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm/issuer"
+)
+
+// The keyholder's verbs for the authority.
+const (
+	verbSeen link.Verb = iota + 64
+	verbFollow
+	verbSignCertificate
+	verbSignCheckpoint
+	verbFacts
+	verbStatus
+)
+
+// Bounds in octets: a to-be-signed certificate, a checkpoint, and what one message
+// of lines has at most, beside one line more.
+const (
+	maxTBS   = 16 << 10
+	maxNote  = 8 << 10
+	maxLines = 1 << 20
+	maxLine  = 64 << 10
+)
+
+// A KeyFact is one key of the keyholder, as far as anybody may know it.
+type KeyFact struct {
+	Name    string // as the configuration has it
+	Purpose string
+	SPKI    []byte // DER
+}
+
+// HolderFacts are what does not change while the keyholder runs.
+type HolderFacts struct {
+	Serial string // of the token
+	Label  string
+	Keys   []KeyFact
+}
+
+// HolderStatus is how the keyholder is. Refused are what it was asked for and did
+// not do since it was asked last, and Lost how many of them it did not keep.
+type HolderStatus struct {
+	Operations uint64
+	Failures   uint64
+	Trouble    string // why the token does not work, or ""
+	Refused    []string
+	Lost       uint64
+}
+
+// LogKeys is what the keyholder does for the authority.
+type LogKeys interface {
+	audit.Marker
+	audit.CheckpointSigner
+	issuer.Signer
+	Facts(ctx context.Context) (HolderFacts, error)
+	Status(ctx context.Context) (HolderStatus, error)
+}
+
+// KeyholderTable says what each role may ask of the keyholder.
+func KeyholderTable(gates GateKeys, k LogKeys) map[string]map[link.Verb]link.Handler {
+	table := gateTable(gates)
+	table[RoleAuthority] = map[link.Verb]link.Handler{
+		verbSeen: {Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
+			next, err := k.Next(ctx)
+			if err != nil {
+				return toFault(err)
+			}
+			seen, what, err := k.Seen(ctx)
+			if err != nil {
+				return toFault(err)
+			}
+			out.Uint(next)
+			out.Uint(seen)
+			out.String(what)
+			return d.Err()
+		}},
+		verbFollow: {Ordered: true, Do: func(ctx context.Context, d *link.Decoder, _ *link.Encoder) error {
+			return follow(ctx, k, d)
+		}},
+		verbSignCertificate: {Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
+			name, tbs, intent := d.String(maxName), d.Bytes(maxTBS), d.Uint()
+			if err := d.Err(); err != nil {
+				return err
+			}
+			return answer(out)(k.SignCertificate(ctx, name, tbs, intent))
+		}},
+		verbSignCheckpoint: {Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
+			h := audit.Head{Size: d.Uint(), Prev: decodeSum(d), Root: tlog.Hash(decodeSum(d))}
+			if err := d.Err(); err != nil {
+				return err
+			}
+			return answer(out)(k.SignCheckpoint(ctx, h))
+		}},
+		verbFacts: {Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
+			f, err := k.Facts(ctx)
+			if err != nil {
+				return toFault(err)
+			}
+			encodeFacts(out, f)
+			return d.Err()
+		}},
+		verbStatus: {Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
+			s, err := k.Status(ctx)
+			if err != nil {
+				return toFault(err)
+			}
+			encodeStatus(out, s)
+			return d.Err()
+		}},
+	}
+	return table
+}
+
+func follow(ctx context.Context, k LogKeys, d *link.Decoder) error {
+	var lines []audit.Line
+	for _, raw := range d.List(maxLines, maxLine) {
+		l, err := audit.ParseLine(raw)
+		if err != nil {
+			return toFault(fmt.Errorf("%w: %w", ErrLine, err))
+		}
+		lines = append(lines, l)
+	}
+	if err := d.Err(); err != nil {
+		return toFault(fmt.Errorf("%w: %w", ErrLine, err))
+	}
+	if err := k.Follow(ctx, lines); err != nil {
+		return toFault(fmt.Errorf("%w: %w", ErrLine, err))
+	}
+	return nil
+}
+
+func decodeSum(d *link.Decoder) (sum [sha256.Size]byte) {
+	copy(sum[:], d.Bytes(len(sum)))
+	return sum
+}
+
+func encodeFacts(e *link.Encoder, f HolderFacts) {
+	e.String(f.Serial)
+	e.String(f.Label)
+	e.Uint(uint64(len(f.Keys)))
+	for _, k := range f.Keys {
+		e.String(k.Name)
+		e.String(k.Purpose)
+		e.Bytes(k.SPKI)
+	}
+}
+
+func decodeFacts(d *link.Decoder) HolderFacts {
+	f := HolderFacts{Serial: d.String(maxName), Label: d.String(maxName)}
+	for range d.Count(maxList) {
+		f.Keys = append(f.Keys, KeyFact{Name: d.String(maxName), Purpose: d.String(maxName), SPKI: d.Bytes(maxPart)})
+	}
+	return f
+}
+
+func encodeStatus(e *link.Encoder, s HolderStatus) {
+	e.Uint(s.Operations)
+	e.Uint(s.Failures)
+	e.String(s.Trouble)
+	e.Strings(s.Refused)
+	e.Uint(s.Lost)
+}
+
+func decodeStatus(d *link.Decoder) HolderStatus {
+	return HolderStatus{Operations: d.Uint(), Failures: d.Uint(), Trouble: d.String(maxPart), Refused: d.Strings(maxPart, maxName), Lost: d.Uint()}
+}
+
+// Holder is the authority's view of the keyholder's process. It feeds it the log:
+// what is appended while the keyholder is away, it is fed when it is back, before
+// anything else is asked of it. It implements [audit.Marker],
+// [audit.CheckpointSigner] and [issuer.Signer].
+type Holder struct {
+	c    *link.Client
+	scan func(from uint64, fn func(audit.Line) error) error
+	log  *zap.Logger
+
+	mu      sync.Mutex
+	live    *link.Client  // level with the log; nil: away, or being fed what it missed
+	level   chan struct{} // closed while live is set
+	started bool          // the log is open
+	known   uint64        // lines of the log that are durable
+	refused error         // what it said of a line that does not continue its chain: for good
+}
+
+var _ LogKeys = (*Holder)(nil)
+
+// HolderOptions are what [NewHolder] needs.
+type HolderOptions struct {
+	Link link.ClientOptions // Role, Up and Down are set here
+	Scan func(from uint64, fn func(audit.Line) error) error
+}
+
+// NewHolder connects.
+func NewHolder(o HolderOptions) *Holder {
+	h := &Holder{scan: o.Scan, log: o.Link.Log, level: make(chan struct{})}
+	if h.log == nil {
+		h.log = zap.NewNop()
+	}
+	o.Link.Role, o.Link.Up, o.Link.Down = RoleKeyholder, h.up, h.down
+	h.c = link.NewClient(o.Link)
+	return h
+}
+
+// Close ends the link.
+func (h *Holder) Close() error { return h.c.Close() }
+
+// Ready waits until the keyholder answers.
+func (h *Holder) Ready(ctx context.Context) error { return h.c.Ready(ctx) }
+
+// up brings a keyholder that is new, or was away, level with the log.
+func (h *Holder) up(ctx context.Context, c *link.Client) {
+	h.mu.Lock()
+	started := h.started
+	h.mu.Unlock()
+	if !started { // the log will ask where it stands when it is opened
+		h.setLive(c)
+		return
+	}
+	if err := h.catchUp(ctx, c); err != nil {
+		h.log.Error("the keyholder is not level with the log", zap.Error(err))
+	}
+}
+
+func (h *Holder) catchUp(ctx context.Context, c *link.Client) error {
+	next, seen, what, err := h.seen(ctx, c)
+	if err != nil {
+		return err
+	}
+	for {
+		h.mu.Lock()
+		known := h.known
+		if seen > known || next > known {
+			h.refused = fmt.Errorf("%w: the log has %d lines, and the keyholder knows of %d: %s", ErrLine, known, max(seen, next), what)
+		}
+		if next == known || h.refused != nil {
+			if h.refused == nil {
+				h.makeLive(c) // under the lock: no line comes in between
+			}
+			h.mu.Unlock()
+			return h.refused
+		}
+		h.mu.Unlock()
+		if next, err = h.feed(c, next, known); err != nil {
+			return err
+		}
+	}
+}
+
+var errEnough = errors.New("rpc: enough")
+
+// feed sends the lines from next to size, and returns where it came to.
+func (h *Holder) feed(c *link.Client, next, size uint64) (uint64, error) {
+	var batch []audit.Line
+	flush := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		err := tell(c, batch)
+		next, batch = next+uint64(len(batch)), nil
+		return err
+	}
+	err := h.scan(next, func(l audit.Line) error {
+		if l.Record.Seq >= size {
+			return errEnough
+		}
+		if batch = append(batch, l); len(batch) == 256 {
+			return flush()
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	if err = errors.Join(err, flush()); err == nil && next != size {
+		err = fmt.Errorf("rpc: the log on disk ends before line %d", size)
+	}
+	return next, err
+}
+
+// tell sends lines, in messages of a bounded size.
+func tell(c *link.Client, batch []audit.Line) error {
+	for len(batch) > 0 {
+		n, size := 0, 0
+		for n < len(batch) && (n == 0 || size+len(batch[n].Raw) <= maxLines) {
+			size += len(batch[n].Raw)
+			n++
+		}
+		e := link.Sized(size + 8*n + 8)
+		e.Uint(uint64(n)) //nolint:gosec // not negative
+		for _, l := range batch[:n] {
+			e.Bytes(l.Raw)
+		}
+		if err := c.Tell(verbFollow, e); err != nil {
+			return err
+		}
+		batch = batch[n:]
+	}
+	return nil
+}
+
+func (h *Holder) setLive(c *link.Client) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.makeLive(c)
+}
+
+func (h *Holder) makeLive(c *link.Client) {
+	if h.live == nil {
+		close(h.level)
+	}
+	h.live = c
+}
+
+func (h *Holder) makeAway() {
+	if h.live != nil {
+		h.live, h.level = nil, make(chan struct{})
+	}
+}
+
+func (h *Holder) down(why error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.makeAway()
+	if err := fromFault(why); errors.Is(err, ErrLine) && h.refused == nil {
+		h.refused = err
+	}
+}
+
+// client waits until the keyholder is level with the log.
+func (h *Holder) client(ctx context.Context) (*link.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		h.mu.Lock()
+		c, level, refused := h.live, h.level, h.refused
+		h.mu.Unlock()
+		switch {
+		case refused != nil:
+			return nil, refused
+		case c != nil:
+			return c, nil
+		}
+		select {
+		case <-level:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: the keyholder: %w", link.ErrDown, ctx.Err())
+		}
+	}
+}
+
+// patience is how long a request waits for a keyholder that is away: a device
+// that gets 503 tries again, later than one that waits.
+const patience = 2 * time.Second
+
+func (h *Holder) call(ctx context.Context, v link.Verb, e *link.Encoder) (*link.Decoder, error) {
+	c, err := h.client(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d, err := c.Call(ctx, v, e)
+	if err != nil {
+		return nil, fromFault(err)
+	}
+	return d, nil
+}
+
+func (h *Holder) seen(ctx context.Context, c *link.Client) (next, seen uint64, what string, err error) {
+	d, err := c.Call(ctx, verbSeen, new(link.Encoder))
+	if err != nil {
+		return 0, 0, "", fromFault(err)
+	}
+	next, seen, what = d.Uint(), d.Uint(), d.String(maxName)
+	return next, seen, what, d.Err()
+}
+
+// Next implements [audit.Follower]. The log asks it when it is opened.
+func (h *Holder) Next(ctx context.Context) (uint64, error) {
+	c, err := h.client(ctx)
+	if err != nil {
+		return 0, err
+	}
+	next, _, _, err := h.seen(ctx, c)
+	if err != nil {
+		return 0, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.known = next; h.live != c {
+		return 0, link.ErrGone
+	}
+	h.started = true
+	return next, nil
+}
+
+// Seen implements [audit.Marker].
+func (h *Holder) Seen(ctx context.Context) (uint64, string, error) {
+	c, err := h.client(ctx)
+	if err != nil {
+		return 0, "", err
+	}
+	_, seen, what, err := h.seen(ctx, c)
+	return seen, what, err
+}
+
+// Follow implements [audit.Follower]. The lines are durable: a keyholder that is
+// away gets them later.
+func (h *Holder) Follow(_ context.Context, batch []audit.Line) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.refused != nil {
+		return h.refused
+	}
+	h.known += uint64(len(batch))
+	if h.live == nil {
+		return nil
+	}
+	if err := tell(h.live, batch); err != nil {
+		h.makeAway()
+	}
+	return nil
+}
+
+// SignCertificate implements [issuer.Signer].
+func (h *Holder) SignCertificate(ctx context.Context, name string, tbs []byte, intent uint64) ([]byte, error) {
+	e := link.Sized(64 + len(tbs))
+	e.String(name)
+	e.Bytes(tbs)
+	e.Uint(intent)
+	d, err := h.call(ctx, verbSignCertificate, e)
+	if errors.Is(err, link.ErrDown) { // nobody was asked
+		return nil, fmt.Errorf("%w: %w", issuer.ErrNotSigned, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	sig := d.Bytes(maxSignature)
+	return sig, d.Err()
+}
+
+// SignCheckpoint implements [audit.CheckpointSigner].
+func (h *Holder) SignCheckpoint(ctx context.Context, head audit.Head) ([]byte, error) {
+	e := link.Sized(128)
+	e.Uint(head.Size)
+	e.Bytes(head.Prev[:])
+	e.Bytes(head.Root[:])
+	d, err := h.call(ctx, verbSignCheckpoint, e)
+	if err != nil {
+		return nil, err
+	}
+	note := d.Bytes(maxNote)
+	return note, d.Err()
+}
+
+// Facts implements [LogKeys].
+func (h *Holder) Facts(ctx context.Context) (HolderFacts, error) {
+	d, err := h.call(ctx, verbFacts, new(link.Encoder))
+	if err != nil {
+		return HolderFacts{}, err
+	}
+	f := decodeFacts(d)
+	return f, d.Err()
+}
+
+// Status implements [LogKeys].
+func (h *Holder) Status(ctx context.Context) (HolderStatus, error) {
+	d, err := h.call(ctx, verbStatus, new(link.Encoder))
+	if err != nil {
+		return HolderStatus{}, err
+	}
+	s := decodeStatus(d)
+	return s, d.Err()
+}

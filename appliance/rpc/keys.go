@@ -1,0 +1,234 @@
+package rpc
+
+import (
+	"context"
+	"crypto"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/postern-pki/postern/appliance/link"
+	"github.com/postern-pki/postern/protocol"
+)
+
+// The keyholder's verbs for gates. None of them takes the CA's or the audit key.
+const (
+	verbOpen link.Verb = iota + 32
+	verbSignReply
+	verbSignTLS
+)
+
+// Bounds in octets: of a digest, of a signature or an encrypted key (RSA of 16,384
+// bits), and of a content-encryption key.
+const (
+	maxDigest    = 64
+	maxSignature = 2 << 10
+	maxKeySize   = 64
+)
+
+// tlsWithin bounds a signature of a handshake, which has no context of its own.
+const tlsWithin = 10 * time.Second
+
+// A KeyID is the SHA-256 of a key's SubjectPublicKeyInfo.
+type KeyID [sha256.Size]byte
+
+// KeyIDOf returns the id of a certificate's key.
+func KeyIDOf(c *x509.Certificate) KeyID { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
+
+// GateKeys is what the keyholder does for gates.
+type GateKeys interface {
+	// Open opens RSA key transport with an RA-decrypt key and returns size octets:
+	// those that were sent, or random ones.
+	Open(ctx context.Context, key KeyID, encrypted []byte, size int) ([]byte, error)
+	// SignReply signs a CertRep's digest with an RA-sign key.
+	SignReply(ctx context.Context, key KeyID, digest []byte, h crypto.Hash) ([]byte, error)
+	// SignTLS signs a handshake's digest with the listeners' key.
+	SignTLS(ctx context.Context, digest []byte, h crypto.Hash) ([]byte, error)
+}
+
+// Keyholder is a gate's view of the keyholder's process.
+type Keyholder struct{ c *link.Client }
+
+var _ GateKeys = (*Keyholder)(nil)
+
+// NewKeyholder connects. The options' Role is set here.
+func NewKeyholder(o link.ClientOptions) *Keyholder {
+	o.Role = RoleKeyholder
+	return &Keyholder{link.NewClient(o)}
+}
+
+// Close ends the link.
+func (k *Keyholder) Close() error { return k.c.Close() }
+
+// Ready waits until the keyholder answers.
+func (k *Keyholder) Ready(ctx context.Context) error { return k.c.Ready(ctx) }
+
+// Open implements [GateKeys].
+func (k *Keyholder) Open(ctx context.Context, key KeyID, encrypted []byte, size int) ([]byte, error) {
+	e := link.Sized(64 + len(encrypted))
+	e.Bytes(key[:])
+	e.Bytes(encrypted)
+	e.Uint(uint64(size)) //nolint:gosec // a cipher's key size
+	return k.ask(ctx, verbOpen, e, maxKeySize)
+}
+
+// SignReply implements [GateKeys].
+func (k *Keyholder) SignReply(ctx context.Context, key KeyID, digest []byte, h crypto.Hash) ([]byte, error) {
+	e := link.Sized(128)
+	e.Bytes(key[:])
+	e.Bytes(digest)
+	e.Uint(uint64(h))
+	return k.ask(ctx, verbSignReply, e, maxSignature)
+}
+
+// SignTLS implements [GateKeys].
+func (k *Keyholder) SignTLS(ctx context.Context, digest []byte, h crypto.Hash) ([]byte, error) {
+	e := link.Sized(128)
+	e.Bytes(digest)
+	e.Uint(uint64(h))
+	return k.ask(ctx, verbSignTLS, e, maxSignature)
+}
+
+func (k *Keyholder) ask(ctx context.Context, v link.Verb, e *link.Encoder, most int) ([]byte, error) {
+	d, err := k.c.Call(ctx, v, e)
+	if err != nil {
+		return nil, fromFault(err)
+	}
+	out := d.Bytes(most)
+	return out, d.Err()
+}
+
+// gateTable says which gate may use which key.
+func gateTable(k GateKeys) map[string]map[link.Verb]link.Handler {
+	tls := link.Handler{Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
+		digest, h := d.Bytes(maxDigest), decodeHash(d)
+		if err := d.Err(); err != nil {
+			return err
+		}
+		return answer(out)(k.SignTLS(ctx, digest, h))
+	}}
+	open := link.Handler{Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
+		key, encrypted, size := decodeKeyID(d), d.Bytes(maxSignature), d.Small()
+		if err := d.Err(); err != nil {
+			return err
+		}
+		return answer(out)(k.Open(ctx, key, encrypted, size))
+	}}
+	reply := link.Handler{Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
+		key, digest, h := decodeKeyID(d), d.Bytes(maxDigest), decodeHash(d)
+		if err := d.Err(); err != nil {
+			return err
+		}
+		return answer(out)(k.SignReply(ctx, key, digest, h))
+	}}
+	return map[string]map[link.Verb]link.Handler{
+		RoleDevices:   {verbOpen: open, verbSignReply: reply, verbSignTLS: tls},
+		RoleOperators: {verbSignTLS: tls},
+	}
+}
+
+func decodeKeyID(d *link.Decoder) (id KeyID) {
+	copy(id[:], d.Bytes(len(id)))
+	return id
+}
+
+// answer puts the octets of a call into its answer.
+func answer(out *link.Encoder) func([]byte, error) error {
+	return func(p []byte, err error) error {
+		if err != nil {
+			return toFault(err)
+		}
+		out.Bytes(p)
+		return nil
+	}
+}
+
+// A RAKey is one of the two RA keys of an issuer.
+type RAKey struct {
+	ID     KeyID
+	Public crypto.PublicKey
+}
+
+// ProfileKeys gives the protocols the RA keys of a profile's issuer. It implements
+// [protocol.Keys].
+type ProfileKeys struct {
+	Keys GateKeys
+	// Of names the two keys of a profile; false: there is no such profile.
+	Of func(profile string) (sign, decrypt RAKey, ok bool)
+}
+
+var _ protocol.Keys = ProfileKeys{}
+
+// Decrypter implements [protocol.Keys].
+func (p ProfileKeys) Decrypter(ctx context.Context, profile string) (crypto.Decrypter, error) {
+	_, key, ok := p.Of(profile)
+	if !ok {
+		return nil, protocol.ErrUnknownProfile
+	}
+	return raDecrypter{p.Keys, ctx, key}, nil
+}
+
+// Signer implements [protocol.Keys].
+func (p ProfileKeys) Signer(ctx context.Context, profile string) (crypto.Signer, error) {
+	key, _, ok := p.Of(profile)
+	if !ok {
+		return nil, protocol.ErrUnknownProfile
+	}
+	return raSigner{p.Keys, ctx, key}, nil
+}
+
+type raDecrypter struct {
+	keys GateKeys
+	ctx  context.Context //nolint:containedctx // crypto.Decrypter has none
+	key  RAKey
+}
+
+func (r raDecrypter) Public() crypto.PublicKey { return r.key.Public }
+
+func (r raDecrypter) Decrypt(_ io.Reader, encrypted []byte, opts crypto.DecrypterOpts) ([]byte, error) {
+	o, ok := opts.(*rsa.PKCS1v15DecryptOptions) //nolint:staticcheck // SCEP's key transport; the keyholder opens it without becoming an oracle
+	if !ok || o == nil || o.SessionKeyLen <= 0 || o.SessionKeyLen > maxKeySize {
+		return nil, fmt.Errorf("%w: only PKCS#1 v1.5 with the session key's length", ErrNoKey)
+	}
+	key, err := r.keys.Open(r.ctx, r.key.ID, encrypted, o.SessionKeyLen)
+	if err == nil && len(key) != o.SessionKeyLen {
+		return nil, fmt.Errorf("%w: a key of %d octets", ErrMessage, len(key))
+	}
+	return key, err
+}
+
+type raSigner struct {
+	keys GateKeys
+	ctx  context.Context //nolint:containedctx // crypto.Signer has none
+	key  RAKey
+}
+
+func (r raSigner) Public() crypto.PublicKey { return r.key.Public }
+
+func (r raSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return r.keys.SignReply(r.ctx, r.key.ID, digest, opts.HashFunc())
+}
+
+// TLSSigner is the listeners' key in the keyholder's process.
+type TLSSigner struct {
+	Keys GateKeys
+	Key  crypto.PublicKey
+}
+
+var _ crypto.Signer = TLSSigner{}
+
+// Public implements [crypto.Signer].
+func (s TLSSigner) Public() crypto.PublicKey { return s.Key }
+
+// Sign implements [crypto.Signer].
+func (s TLSSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if _, pss := opts.(*rsa.PSSOptions); pss {
+		return nil, fmt.Errorf("%w: the listeners' key is ECDSA", ErrNoKey)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), tlsWithin)
+	defer cancel()
+	return s.Keys.SignTLS(ctx, digest, opts.HashFunc())
+}
