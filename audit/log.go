@@ -53,6 +53,14 @@ type Follower interface {
 	Follow(ctx context.Context, batch []Line) error
 }
 
+// A Marker is a follower that may know of lines which it has not seen: another
+// keeper of the log's head told it. A log that has fewer is an old one.
+type Marker interface {
+	Follower
+	// Seen returns how many lines there have been, and who says so.
+	Seen(ctx context.Context) (lines uint64, who string, err error)
+}
+
 // A Resumer is a follower that needs where the log stands and not its past: it
 // is placed at the beginning of the last segment instead of being fed all lines.
 type Resumer interface {

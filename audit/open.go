@@ -249,6 +249,15 @@ func (l *Log) place(ctx context.Context, start *Chain, size uint64) ([]uint64, e
 		if next > size {
 			return nil, &MaintenanceError{Why: fmt.Sprintf("the log has %d records, but a follower has seen %d", size, next)}
 		}
+		if m, ok := f.(Marker); ok {
+			seen, who, err := m.Seen(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("audit: asking a follower: %w", err)
+			}
+			if seen > size {
+				return nil, &MaintenanceError{Why: fmt.Sprintf("the log on this disk has %d records, and %s knows of %d: an old disk was put back", size, who, seen)}
+			}
+		}
 		out = append(out, next)
 	}
 	return out, nil
