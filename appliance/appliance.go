@@ -1,17 +1,20 @@
-// Package appliance wires the roles and runs them: what is opened, in which
-// order, and closed in the other.
+// Package appliance wires the roles and runs them: what each opens, in which
+// order, and closes in the other.
 //
 // # What a caller may rely on
 //
-// [New] returns an appliance that has proved what it can before it serves: the
-// configuration was checked, the token's keys are the ones of the certificates
-// and have the attributes that their purpose asks for, the log's chain holds and
-// its index is level with it. Otherwise it refuses, and says what to do.
+// A role serves only after it has proved what it can: the keyholder, that the
+// token's keys are the ones of the certificates and have the attributes that their
+// purpose asks for; the authority, that the log's chain holds, is not older than
+// what the keyholder and the token know, and that its index is level with it; a
+// gate, that it has a certificate and somebody to decide. Otherwise it refuses, and
+// says what to do. Roles meet through interfaces alone: [Run] joins them by links
+// between processes.
 //
 // # What it does not protect against
 //
-// All roles run in one process here: what takes over the process has the PIN in
-// its reach.
+// Roles that run as one user share what that user may do; a service manager gives
+// each its own.
 package appliance
 
 import (
@@ -25,174 +28,87 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/postern-pki/postern/appliance/authority"
 	"github.com/postern-pki/postern/appliance/config"
-	"github.com/postern-pki/postern/appliance/keyholder"
-	"github.com/postern-pki/postern/appliance/store/sqlite"
 	"github.com/postern-pki/postern/audit"
-	"github.com/postern-pki/postern/hsm"
 )
 
 // Env is what a caller may give in place of the real thing.
 type Env struct {
-	Now       func() time.Time // nil: time.Now
-	Zap       *zap.Logger      // nil: none
-	Version   string
-	Boot      string       // which start of the machine this is; "": the kernel says
-	Devices   net.Listener // inherited sockets; nil: opened from the configuration
-	Operators net.Listener
+	Now     func() time.Time // nil: time.Now
+	Zap     *zap.Logger      // nil: none
+	Version string
+	Boot    string // which start of the machine this is; "": the kernel says
+	// Listener returns the listening socket of that name that this process
+	// inherited: devices, operators or local. nil: there is none.
+	Listener func(name string) net.Listener
+	// Devices is where the devices' listener is, if the configuration does not say.
+	Devices string
 }
 
-// Appliance is a running Postern.
-type Appliance struct {
-	cfg     *config.Config
-	env     Env
-	started time.Time
-
-	token     *hsm.Token
-	keys      map[string]*hsm.Key // by name
-	log       *audit.Log
-	index     *sqlite.Store
-	authority *authority.Pipeline
-	cert      certificate
-	servers   []server
-	device    net.Addr
-	operator  net.Addr
-
-	closers []func(context.Context) error // run from the last to the first
+func (e Env) orDefault() Env {
+	if e.Now == nil {
+		e.Now = time.Now
+	}
+	if e.Zap == nil {
+		e.Zap = zap.NewNop()
+	}
+	if e.Listener == nil {
+		e.Listener = func(string) net.Listener { return nil }
+	}
+	return e
 }
 
-// New opens everything, in dependency order, and is the only place that does.
-func New(ctx context.Context, cfg *config.Config, env Env) (_ *Appliance, err error) {
-	if env.Now == nil {
-		env.Now = time.Now
-	}
-	if env.Zap == nil {
-		env.Zap = zap.NewNop()
-	}
-	a := &Appliance{cfg: cfg, env: env, started: env.Now().UTC()}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, a.Close(context.WithoutCancel(ctx)))
-		}
-	}()
-	for _, open := range []func(context.Context) error{
-		a.openState, a.openToken, a.openLog, a.openAuthority, a.openCertificate, a.openListeners,
-	} {
-		if err := open(ctx); err != nil {
-			return nil, err
-		}
-	}
-	return a, nil
-}
+// closers are run from the last to the first, once.
+type closers []func(context.Context) error
 
-func (a *Appliance) onClose(f func(context.Context) error) { a.closers = append(a.closers, f) }
+func (c *closers) onClose(f func(context.Context) error) { *c = append(*c, f) }
 
-// Close stops in the other order; it is safe to call twice.
-func (a *Appliance) Close(ctx context.Context) error {
+// Close stops in the order opposite to the opening; it is safe to call twice.
+func (c *closers) Close(ctx context.Context) error {
 	var errs []error
-	for i := len(a.closers) - 1; i >= 0; i-- {
-		errs = append(errs, a.closers[i](ctx))
+	for i := len(*c) - 1; i >= 0; i-- {
+		errs = append(errs, (*c)[i](ctx))
 	}
-	a.closers = nil
+	*c = nil
 	return errors.Join(errs...)
 }
 
-// DeviceAddr is where the devices' listener is.
-func (a *Appliance) DeviceAddr() net.Addr { return a.device }
+// failed closes what was opened before an error.
+func (c *closers) failed(ctx context.Context, err *error) {
+	if *err != nil {
+		*err = errors.Join(*err, c.Close(context.WithoutCancel(ctx)))
+	}
+}
 
-// OperatorAddr is where the operators' listener is; nil without one.
-func (a *Appliance) OperatorAddr() net.Addr { return a.operator }
-
-func (a *Appliance) openState(context.Context) error {
-	for _, dir := range []string{a.cfg.State, filepath.Join(a.cfg.State, "tls")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("state folder: %w", err)
+// background runs f until the role is closed.
+func (c *closers) background(ctx context.Context, name string, f func(context.Context)) {
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f(run)
+	}()
+	c.onClose(func(ctx context.Context) error {
+		stop()
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", name, ctx.Err())
 		}
+	})
+}
+
+func folder(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("state folder: %w", err)
 	}
 	return nil
 }
 
-// openToken logs in once and finds every key, with the attributes of its
-// purpose and the public key that the ceremony recorded.
-func (a *Appliance) openToken(ctx context.Context) error {
-	t := a.cfg.Token
-	token, err := hsm.Open(ctx, hsm.Config{
-		Module: t.Module, Serial: t.Serial, Label: t.Label, PIN: hsm.PINFromFile(a.cfg.PINPath),
-		Sessions: t.Sessions, Deadline: a.cfg.TokenDeadline, Log: a.env.Zap.Named("hsm"),
-	})
-	if err != nil {
-		return fmt.Errorf("opening the token: %w", err)
-	}
-	a.token = token
-	a.onClose(func(context.Context) error { return token.Close() })
-	a.keys = make(map[string]*hsm.Key)
-	for _, k := range a.cfg.Keys {
-		if a.keys[k.Name], err = openKey(ctx, token, k); err != nil {
-			return err
-		}
-	}
-	return a.matchCertificates()
-}
+func auditDir(cfg *config.Config) string { return filepath.Join(cfg.State, "audit") }
 
-// openLog opens the log and what follows it: first the keyholder, then the
-// index.
-func (a *Appliance) openLog(ctx context.Context) error {
-	index, err := sqlite.Open(ctx, filepath.Join(a.cfg.State, "index.db"))
-	if err != nil {
-		return fmt.Errorf("opening the index: %w", err)
-	}
-	a.index = index
-	a.onClose(func(context.Context) error { return index.Close() })
-	options, err := a.keyholderOptions()
-	if err != nil {
-		return err
-	}
-	holder := keyholder.New(options)
-	next, err := index.Next(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the index: %w", err)
-	}
-	verifier, err := auditVerifier(a.cfg)
-	if err != nil {
-		return err
-	}
-	a.log, err = audit.Open(ctx, audit.Options{
-		Dir: a.auditDir(), Origin: a.cfg.Origin, Signer: holder, Verifier: verifier, Now: a.env.Now, Boot: a.env.Boot, Genesis: a.genesis,
-		CheckpointEvery: a.cfg.CheckpointEvery, Followers: []audit.Follower{holder, index}, MinSize: next, Log: a.env.Zap.Named("audit"),
-	})
-	if err != nil {
-		return fmt.Errorf("opening the log: %w", err)
-	}
-	a.onClose(func(ctx context.Context) error { return a.log.Close(ctx) })
-	return a.openIssuers(holder)
-}
-
-func (a *Appliance) auditDir() string { return filepath.Join(a.cfg.State, "audit") }
-
-// openAuthority records the start before the first request can come.
-func (a *Appliance) openAuthority(ctx context.Context) error {
-	begin := a.begin()
-	if err := a.authority.Start(ctx, begin); err != nil {
-		return fmt.Errorf("recording the start: %w", err)
-	}
-	if _, err := a.log.Checkpoint(ctx); err != nil {
-		return fmt.Errorf("signing the first checkpoint: %w", err)
-	}
-	a.onClose(func(ctx context.Context) error { return a.authority.Stop(ctx) })
-	return nil
-}
-
-// Serve serves until ctx ends or a listener fails.
-func (a *Appliance) Serve(ctx context.Context) error {
-	ended := make(chan error, len(a.servers))
-	for _, s := range a.servers {
-		go func() { ended <- s.Serve() }()
-	}
-	select {
-	case err := <-ended:
-		return err
-	case <-ctx.Done():
-		return nil
-	}
+// scanner reads the log's lines from the disk.
+func scanner(cfg *config.Config) func(from uint64, fn func(audit.Line) error) error {
+	return func(from uint64, fn func(audit.Line) error) error { return audit.Scan(auditDir(cfg), from, fn) }
 }

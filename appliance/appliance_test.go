@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/postern-pki/postern/audit"
 )
 
@@ -36,7 +34,7 @@ func (stuck) Shutdown(ctx context.Context) error { <-ctx.Done(); return ctx.Err(
 
 // A request that does not end leaves the log time to record the stop.
 func TestARequestThatHangsDoesNotHideTheStop(t *testing.T) {
-	a := &Appliance{env: Env{Zap: zap.NewNop()}}
+	a := &Gate{env: Env{}.orDefault()}
 	recorded := false
 	a.onClose(func(ctx context.Context) error {
 		recorded = true

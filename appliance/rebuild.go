@@ -18,18 +18,7 @@ import (
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/store/sqlite"
 	"github.com/postern-pki/postern/audit"
-	"github.com/postern-pki/postern/tls/listen"
 )
-
-// Inherit takes the listening sockets that the service manager opened.
-func (e *Env) Inherit() error {
-	got, err := listen.Inherited()
-	if err != nil {
-		return fmt.Errorf("inherited sockets: %w", err)
-	}
-	e.Devices, e.Operators = got["devices"], got["operators"]
-	return nil
-}
 
 // Rebuilt says what a rebuild found.
 type Rebuilt struct {

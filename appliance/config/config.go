@@ -43,6 +43,9 @@ type Config struct {
 	ChallengeKeyPath string
 	TokenDeadline    time.Duration
 	CheckpointEvery  time.Duration
+	KeyholderState   string        // folder of the keyholder
+	KeyholderRate    int           // certificates a second that each CA signs, at most; 0: the default
+	MarkEvery        time.Duration // how often the newest checkpoint is kept on the token; 0: the default
 	TLSValidity      time.Duration
 	AuditCertificate *x509.Certificate
 	Issuers          []LoadedIssuer
@@ -141,6 +144,7 @@ func (l *loader) check() {
 		l.fault("issuers", "is missing", "")
 	}
 	l.audit()
+	l.keyholder()
 	c.ChallengeKeyPath = l.secret("challenges.key", c.Challenges.Key)
 	l.listeners()
 	l.tls()

@@ -12,6 +12,7 @@ type File struct {
 	Keys       []Key      `yaml:"keys"`
 	Issuers    []Issuer   `yaml:"issuers"`
 	Audit      Audit      `yaml:"audit"`
+	Keyholder  Keyholder  `yaml:"keyholder"`
 	Challenges Challenges `yaml:"challenges"`
 	Devices    Devices    `yaml:"devices"`
 	Operators  Operators  `yaml:"operators"`
@@ -69,6 +70,13 @@ type Audit struct {
 	Key             string `yaml:"key"`
 	Certificate     string `yaml:"certificate"`
 	CheckpointEvery string `yaml:"checkpoint_every"` // default 60s
+}
+
+// Keyholder is what the role with the token keeps and allows by itself.
+type Keyholder struct {
+	State        string `yaml:"state"`          // its folder; default: keyholder, beside the authority's
+	MarkEvery    string `yaml:"mark_every"`     // how often the newest checkpoint is kept on the token; default 10m
+	MaxPerSecond int    `yaml:"max_per_second"` // certificates that each CA signs, at most; default 2000
 }
 
 // Challenges names the 32-byte key of the challenges' HMAC tags.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -59,12 +60,30 @@ func openHead(dir string) (*headFile, *audit.Chain, error) {
 		return nil, nil, fmt.Errorf("keyholder: %w", err)
 	}
 	h := &headFile{f: f}
-	chain, err := h.load()
+	chain, err := h.takeOver()
 	if err != nil {
 		_ = f.Close()
 		return nil, nil, err
 	}
 	return h, chain, nil
+}
+
+// ErrHeadInUse says that another keyholder has the file.
+var ErrHeadInUse = errors.New("keyholder: another keyholder keeps its head in this folder")
+
+// takeOver waits, for a moment, for a keyholder that is on its way out.
+func (h *headFile) takeOver() (*audit.Chain, error) {
+	for range 100 {
+		err := unix.Flock(int(h.f.Fd()), unix.LOCK_EX|unix.LOCK_NB) //nolint:gosec // a descriptor fits
+		if err == nil {
+			return h.load()
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("keyholder: %w", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return nil, ErrHeadInUse
 }
 
 // makeHead has a whole file under its name, or none.

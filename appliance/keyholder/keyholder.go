@@ -3,15 +3,21 @@
 //
 // # What a caller may rely on
 //
-// The keyholder follows the log. It signs a TBSCertificate only if it is, byte
-// for byte, the one in an intent line that it was fed, for which it was fed no
-// outcome, and once; and a checkpoint only of the head that it computed itself.
-// No verb of the CA or audit key takes a digest.
+// The keyholder follows the log line by line, checks that each continues the
+// chain, and remembers how far it came in a file of its own, over a restart. It
+// signs a TBSCertificate only if it is, byte for byte, the one in an intent line
+// that it was fed, for which it was fed no outcome, within the limits of its own,
+// not faster than its own rate, and once; and a checkpoint only of the head that
+// it computed itself. A head is durable before a signature leaves that follows
+// from it. The newest checkpoint is kept on the token, too: it does not sign for a
+// log that is older. No verb of the CA or audit key takes a digest. The RA keys and
+// the listeners' key are chosen by the caller's link, and each does one thing only.
 //
 // # What it does not protect against
 //
-// Here it lives in the same process as its callers. A process that was taken
-// over has the PIN in its reach.
+// Who feeds the log decides what stands in it: a line that should not be there is
+// signed for, and is there for everybody to see from the next checkpoint on. The
+// PIN is in this process, inside the PKCS#11 module.
 //
 // A Keyholder is safe for concurrent use.
 package keyholder
@@ -26,24 +32,54 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
+	"go.uber.org/zap"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/time/rate"
+
+	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/hsm/issuer"
 )
 
-// Errors of the keyholder: it was asked for what the log does not commit to.
-var (
-	ErrNoIntent = errors.New("keyholder: no open intent for this certificate in the log")
-	ErrNotHead  = errors.New("keyholder: not the head of the log that was followed")
-	ErrUnknown  = errors.New("keyholder: no such key")
+// Bounds of the keyholder's own.
+const (
+	// maxAge is how old an intent may be that is signed: one that was left open
+	// before a crash is not.
+	maxAge = 2 * time.Minute
+	// maxOpen is how many intents without an outcome are remembered.
+	maxOpen = 1 << 16
+	// defaultRate is how many certificates a CA signs in a second, at most.
+	defaultRate = 2000
 )
 
-// Options name the keys. CAs is by issuer name.
+// Options name the keys and what is remembered where. Marks and Dir may be left
+// out by tests that restart nothing.
 type Options struct {
 	Origin string
 	Audit  *hsm.Key
-	CAs    map[string]CA
+	CAs    map[string]CA // by the issuer's name
+	RA     []*hsm.Key    // RA-sign and RA-decrypt keys
+	TLS    *hsm.Key      // nil: the listeners' key is not on the token
+	Names  map[string]*hsm.Key
+
+	Token     Token
+	Dir       string        // for the head's file
+	Marks     Marks         // of the token with the audit key
+	MarkEvery time.Duration // 0: 10 min
+	Rate      int           // certificates a second and CA; 0: 2,000
+	Now       func() time.Time
+	Log       *zap.Logger
+}
+
+// A Token is what the status needs to know of one.
+type Token interface {
+	Slot() hsm.Slot
+	Stats() hsm.Stats
+	Healthy() error
 }
 
 // A CA is an issuer's key, with the limits that the key has whatever anybody
@@ -53,58 +89,144 @@ type CA struct {
 	Limits issuer.Limits
 }
 
-// Keyholder implements [audit.Follower], [audit.CheckpointSigner] and
-// [issuer.Signer].
+// Keyholder implements [rpc.LogKeys] and [rpc.GateKeys].
 type Keyholder struct {
-	origin string
-	audit  *hsm.Key
-	cas    map[string]CA
+	o        Options
+	verifier note.Verifier
+	ra       map[rpc.KeyID]*hsm.Key
+	rates    map[string]*rate.Limiter
+	file     *headFile // nil: nothing is remembered over a restart
+	marks    *marker   // nil: the token has none
+	refusals refusals
 
 	mu    sync.Mutex
 	chain audit.Chain
-	open  map[uint64]audit.Intent // fed, without outcome, not signed
+	open  map[uint64]intent // fed, without outcome, not signed
+	mark  mark              // what the token knew at the start
+	wrong error             // the log is not the one of the mark: for good
+}
+
+type intent struct {
+	audit.Intent
+	at time.Time
+}
+
+// A mark is a checkpoint that the token keeps.
+type mark struct {
+	size uint64
+	root tlog.Hash
 }
 
 var (
-	_ audit.Resumer          = (*Keyholder)(nil)
-	_ audit.CheckpointSigner = (*Keyholder)(nil)
-	_ issuer.Signer          = (*Keyholder)(nil)
+	_ rpc.LogKeys  = (*Keyholder)(nil)
+	_ rpc.GateKeys = (*Keyholder)(nil)
 )
 
-// New returns a keyholder that has seen nothing.
-func New(o Options) *Keyholder {
-	return &Keyholder{origin: o.Origin, audit: o.Audit, cas: o.CAs, open: make(map[uint64]audit.Intent)}
+// New returns a keyholder that stands where it stopped. It refuses a mark that
+// another log left on the token, and a head's file that is damaged.
+func New(ctx context.Context, o Options) (_ *Keyholder, err error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = zap.NewNop()
+	}
+	pub, ok := o.Audit.Public().(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("keyholder: the audit key is a %T", o.Audit.Public())
+	}
+	k := &Keyholder{o: o, ra: make(map[rpc.KeyID]*hsm.Key), rates: make(map[string]*rate.Limiter), open: make(map[uint64]intent)}
+	if k.verifier, err = audit.ECDSANoteVerifier(o.Origin, pub); err != nil {
+		return nil, fmt.Errorf("keyholder: %w", err)
+	}
+	for _, key := range o.RA {
+		der, err := x509.MarshalPKIXPublicKey(key.Public())
+		if err != nil {
+			return nil, fmt.Errorf("keyholder: %w", err)
+		}
+		k.ra[sha256.Sum256(der)] = key
+	}
+	for name := range o.CAs {
+		n := o.Rate
+		if n <= 0 {
+			n = defaultRate
+		}
+		k.rates[name] = rate.NewLimiter(rate.Limit(n), n)
+	}
+	if o.Marks != nil {
+		if k.marks, k.mark, err = newMarker(ctx, o, k.verifier); err != nil {
+			return nil, err
+		}
+	}
+	if o.Dir != "" {
+		var chain *audit.Chain
+		if k.file, chain, err = openHead(o.Dir); err != nil {
+			return nil, errors.Join(err, k.Close(ctx))
+		}
+		k.chain = *chain
+	}
+	return k, nil
 }
 
-// Resume implements [audit.Resumer]: intents that are older than the last
-// segment are closed at the start of the service, not signed.
-func (k *Keyholder) Resume(c *audit.Chain) error {
+// Close keeps the newest checkpoint on the token, and the head in its file.
+func (k *Keyholder) Close(ctx context.Context) error {
+	var err error
+	if k.marks != nil {
+		err = k.marks.close(ctx)
+	}
+	if k.file != nil {
+		k.mu.Lock()
+		size := k.chain.Head().Size
+		k.mu.Unlock()
+		err = errors.Join(err, k.file.ensure(size, k.clone), k.file.close())
+	}
+	return err
+}
+
+func (k *Keyholder) clone() *audit.Chain {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.chain.Head().Size > 0 {
-		return errors.New("keyholder: it follows a log already")
-	}
-	k.chain = *c
-	return nil
+	return k.chain.Clone()
 }
 
 // Next implements [audit.Follower].
 func (k *Keyholder) Next(context.Context) (uint64, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.chain.Head().Size, nil
+	return k.chain.Head().Size, k.wrong
 }
 
-// Follow implements [audit.Follower]. Each line has to continue the chain.
+// Seen implements [audit.Marker].
+func (k *Keyholder) Seen(context.Context) (uint64, string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if own := k.chain.Head().Size; own >= k.mark.size {
+		return own, "the keyholder's own file", k.wrong
+	}
+	return k.mark.size, "the mark on the token", k.wrong
+}
+
+// Follow implements [audit.Follower]. Each line has to continue the chain, and the
+// chain has to go through the mark.
 func (k *Keyholder) Follow(_ context.Context, batch []audit.Line) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.wrong != nil {
+		return k.wrong
+	}
 	for _, l := range batch {
 		if err := k.chain.Step(l); err != nil {
+			k.refusals.add("a line that does not continue the log: " + err.Error())
 			return fmt.Errorf("keyholder: %w", err)
 		}
+		if l.Record.Seq+1 == k.mark.size && k.chain.Head().Root != k.mark.root {
+			k.wrong = fmt.Errorf("%w: its first %d records are not those of the mark on the token", rpc.ErrLine, k.mark.size)
+			return k.wrong
+		}
 		if in, ok := audit.IntentOf(l); ok {
-			k.open[l.Record.Seq] = in
+			if len(k.open) < maxOpen {
+				k.open[l.Record.Seq] = intent{in, l.Record.Time}
+			}
 		} else if seq, _, ok := audit.OutcomeOf(l); ok {
 			delete(k.open, seq)
 		}
@@ -112,23 +234,45 @@ func (k *Keyholder) Follow(_ context.Context, batch []audit.Line) error {
 	return nil
 }
 
+// take uses an intent up, if the bytes are its own.
+func (k *Keyholder) take(name string, tbs []byte, seq uint64) (in intent, ca CA, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	in, ok := k.open[seq]
+	ca, known := k.o.CAs[name]
+	age := k.o.Now().Sub(in.at)
+	switch {
+	case k.wrong != nil:
+		return in, ca, k.wrong
+	case k.chain.Head().Size < k.mark.size:
+		return in, ca, fmt.Errorf("%w: it was fed less of the log than the mark on the token knows of", rpc.ErrNoIntent)
+	case !ok || !known || in.Issuer != name || !bytes.Equal(in.TBS, tbs):
+		return in, ca, rpc.ErrNoIntent
+	case age > maxAge || age < -maxAge:
+		return in, ca, fmt.Errorf("%w: it is %s old", rpc.ErrNoIntent, age.Round(time.Second))
+	}
+	delete(k.open, seq)
+	return in, ca, nil
+}
+
 // SignCertificate implements [issuer.Signer]. An intent is used up by the
 // attempt, whether it succeeds or not.
-func (k *Keyholder) SignCertificate(ctx context.Context, name string, tbs []byte, intent uint64) ([]byte, error) {
-	k.mu.Lock()
-	in, ok := k.open[intent]
-	ca, known := k.cas[name]
-	if ok && known && in.Issuer == name && bytes.Equal(in.TBS, tbs) {
-		delete(k.open, intent)
-	} else {
-		ok = false
+func (k *Keyholder) SignCertificate(ctx context.Context, name string, tbs []byte, seq uint64) ([]byte, error) {
+	in, ca, err := k.take(name, tbs, seq)
+	if err != nil {
+		k.refusals.add(fmt.Sprintf("a certificate of %q by line %d: %v", name, seq, err))
+		return nil, fmt.Errorf("%w: %w", issuer.ErrNotSigned, err)
 	}
-	k.mu.Unlock()
-	if !ok {
-		return nil, fmt.Errorf("%w: %w", issuer.ErrNotSigned, ErrNoIntent)
-	}
-	if err := ca.Limits.Check(tbs, in); err != nil {
+	if err := ca.Limits.Check(tbs, in.Intent); err != nil {
+		k.refusals.add(fmt.Sprintf("a certificate beyond the limits of %q by line %d: %v", name, seq, err))
 		return nil, fmt.Errorf("keyholder: %w: %w", issuer.ErrNotSigned, err)
+	}
+	if !k.rates[name].Allow() {
+		k.refusals.add(fmt.Sprintf("certificates of %q faster than its rate", name))
+		return nil, fmt.Errorf("keyholder: %w: more certificates in a second than the CA signs", issuer.ErrNotSigned)
+	}
+	if err := k.keepHead(seq + 1); err != nil {
+		return nil, fmt.Errorf("%w: %w", issuer.ErrNotSigned, err)
 	}
 	sig, err := sign(ctx, ca.Key, tbs)
 	if _, answered := hsm.CodeOf(err); answered {
@@ -137,24 +281,44 @@ func (k *Keyholder) SignCertificate(ctx context.Context, name string, tbs []byte
 	return sig, err
 }
 
+func (k *Keyholder) keepHead(size uint64) error {
+	if k.file == nil {
+		return nil
+	}
+	return k.file.ensure(size, k.clone)
+}
+
 // SignCheckpoint implements [audit.CheckpointSigner].
 func (k *Keyholder) SignCheckpoint(ctx context.Context, h audit.Head) ([]byte, error) {
 	k.mu.Lock()
-	own := k.chain.Head()
+	own, known, wrong := k.chain.Head(), k.mark.size, k.wrong
 	k.mu.Unlock()
-	if own != h {
-		return nil, ErrNotHead
+	switch {
+	case wrong != nil:
+		return nil, wrong
+	case own != h:
+		k.refusals.add(fmt.Sprintf("a checkpoint of %d lines with root %x; the log that it followed has %d with root %x", h.Size, h.Root[:8], own.Size, own.Root[:8]))
+		return nil, fmt.Errorf("%w: it has %d lines with root %x, and this one %d with root %x", rpc.ErrNotHead, own.Size, own.Root[:8], h.Size, h.Root[:8])
+	case own.Size < known:
+		return nil, fmt.Errorf("%w: the mark on the token knows of %d lines, and this log has %d", rpc.ErrNotHead, known, own.Size)
 	}
-	pub, ok := k.audit.Public().(*ecdsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("keyholder: the audit key is a %T", k.audit.Public())
+	if err := k.keepHead(h.Size); err != nil {
+		return nil, err
 	}
-	text := audit.NoteText(k.origin, h)
-	sig, err := sign(ctx, k.audit, []byte(text))
+	text := audit.NoteText(k.o.Origin, h)
+	sig, err := sign(ctx, k.o.Audit, []byte(text))
 	if err != nil {
 		return nil, err
 	}
-	return audit.AssembleNote(k.origin, pub, text, sig)
+	pub, ok := k.o.Audit.Public().(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("keyholder: the audit key is a %T", k.o.Audit.Public())
+	}
+	signed, err := audit.AssembleNote(k.o.Origin, pub, text, sig)
+	if err == nil && k.marks != nil {
+		k.marks.newest(signed)
+	}
+	return signed, err
 }
 
 // sign hashes here, so that no caller can have a digest of its choice signed.

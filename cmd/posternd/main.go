@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -27,14 +26,16 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-pki/postern/appliance"
-	"github.com/postern-pki/postern/appliance/config"
+	"github.com/postern-pki/postern/appliance/keyholder"
+	"github.com/postern-pki/postern/appliance/link"
+	"github.com/postern-pki/postern/appliance/rpc"
+	"github.com/postern-pki/postern/appliance/supervisor"
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
 )
@@ -43,6 +44,7 @@ import (
 const (
 	exitFailed  = 1
 	exitMisused = 2
+	exitLater   = supervisor.ExitLater // it may work when it is started again
 	exitConfig  = 78
 )
 
@@ -55,17 +57,31 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
-	var path string
+	o := options{errOut: errOut}
 	served := false
-	root := &cobra.Command{
-		Use: "posternd --config FILE", Short: "The Postern enrollment appliance", Args: cobra.NoArgs,
-		SilenceErrors: true, SilenceUsage: true, Version: version(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+	act := func(f func(context.Context, options) error) func(*cobra.Command, []string) error {
+		return func(cmd *cobra.Command, _ []string) error {
 			served = true
-			return serve(cmd.Context(), path, errOut)
-		},
+			return f(cmd.Context(), o)
+		}
 	}
-	root.Flags().StringVar(&path, "config", "/etc/postern/postern.yaml", "configuration `file`")
+	root := &cobra.Command{
+		Use: "posternd --config FILE", Short: "The Postern enrollment appliance: all roles, as children of one process", Args: cobra.NoArgs,
+		SilenceErrors: true, SilenceUsage: true, Version: version(), RunE: act(supervise),
+	}
+	root.PersistentFlags().StringVar(&o.path, "config", "/etc/postern/postern.yaml", "configuration `file`")
+	root.PersistentFlags().BoolVar(&o.child, "child", false, "the parent hands over sockets and links")
+	root.PersistentFlags().StringVar(&o.devices, "devices", "", "`address` of the devices' listener")
+	for _, hidden := range []string{"child", "devices"} {
+		_ = root.PersistentFlags().MarkHidden(hidden)
+	}
+	command := func(name, short, role string) *cobra.Command {
+		return &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs, RunE: act(func(ctx context.Context, o options) error { return serve(ctx, o, role) })}
+	}
+	gate := &cobra.Command{Use: "gate", Short: "One of the roles that listen"}
+	gate.AddCommand(command("devices", "The devices' listener", rpc.RoleDevices), command("operators", "The operators' socket and listener", rpc.RoleOperators))
+	root.AddCommand(gate, command("authority", "The role that decides and records", rpc.RoleAuthority), command("keyholder", "The role that has the token", rpc.RoleKeyholder))
+	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
@@ -75,7 +91,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	}
 	code, hint := exitMisused, "posternd --help"
 	if served {
-		code, hint = explain(err, path)
+		code, hint = explain(err, o)
 	}
 	_, _ = fmt.Fprintf(errOut, "posternd: %v\nposternd: hint: %s\n", err, hint)
 	return code
@@ -88,20 +104,39 @@ func (e *configError) Unwrap() error { return e.error }
 
 // explain returns the exit status of a service that could not serve, and what
 // to do about it.
-func explain(err error, path string) (code int, hint string) {
+func explain(err error, o options) (code int, hint string) {
+	if child, ok := errors.AsType[*supervisor.ExitError](err); ok {
+		code = exitFailed
+		if child.Code == exitMisused || child.Code == exitConfig {
+			code = child.Code
+		}
+		return code, "the " + child.Role + " says above why, and what to do"
+	}
+	later := exitFailed
+	if o.child {
+		later = exitLater
+	}
 	if _, ok := errors.AsType[*configError](err); ok {
-		return exitConfig, "postern config check --config " + path
+		return exitConfig, "postern config check --config " + o.path
 	}
 	if _, ok := errors.AsType[*audit.MaintenanceError](err); ok {
 		return exitFailed, "keep the disk as it is, and ask the auditor"
 	}
 	switch {
+	case errors.Is(err, appliance.ErrHung):
+		return exitLater, "it is started again by itself"
+	case errors.Is(err, link.ErrDown):
+		return later, "the other role's journal says why it is not there"
 	case errors.Is(err, hsm.ErrModule):
-		return exitFailed, "token.module names the PKCS#11 library; is it installed, and for this machine?"
+		return later, "token.module names the PKCS#11 library; is it installed, and for this machine?"
 	case errors.Is(err, hsm.ErrNoToken):
-		return exitFailed, "is the token plugged in, and token.serial the one of the ceremony?"
+		return later, "is the token plugged in, and token.serial the one of the ceremony?"
 	case errors.Is(err, hsm.ErrPINCount), errors.Is(err, hsm.ErrPIN):
 		return exitFailed, "find out what used a wrong PIN before anything tries again: a token locks itself after a few"
+	case errors.Is(err, keyholder.ErrMark), errors.Is(err, rpc.ErrNotHead), errors.Is(err, rpc.ErrLine):
+		return exitFailed, "the log on this disk is not the one that the token knows: keep both as they are, and ask the auditor"
+	case errors.Is(err, appliance.ErrInUse):
+		return exitFailed, "another posternd is at work with this configuration"
 	case errors.Is(err, audit.ErrLocked):
 		return exitFailed, "another posternd, or postern rebuild, is at work on this state folder"
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -116,50 +151,6 @@ func explain(err error, path string) (code int, hint string) {
 
 // gcPercent keeps the service below 100 MB under load (make bench prints it).
 const gcPercent = 400
-
-// closeWithin bounds an orderly stop: the last checkpoint and the open requests.
-const closeWithin = 20 * time.Second
-
-func serve(ctx context.Context, path string, errOut io.Writer) error {
-	if err := hideMemory(); err != nil {
-		return err
-	}
-	cfg, err := config.Load(path)
-	if err != nil {
-		return &configError{err}
-	}
-	if conf := cfg.Token.SoftHSM2Conf; conf != "" {
-		// The module reads it from the environment when it is loaded, once.
-		if err := os.Setenv("SOFTHSM2_CONF", conf); err != nil {
-			return err
-		}
-	}
-	if os.Getenv("GOGC") == "" {
-		// The heap that lives is a few megabytes: collecting it as often as Go would
-		// by itself costs more time than the memory is worth.
-		debug.SetGCPercent(gcPercent)
-	}
-	log := newLogger(errOut)
-	defer func() { _ = log.Sync() }()
-	env := appliance.Env{Zap: log, Version: version(), Boot: os.Getenv("POSTERN_BOOT_ID")} // as the unit has it
-	if err := env.Inherit(); err != nil {
-		return err
-	}
-	a, err := appliance.New(ctx, cfg, env)
-	if err != nil {
-		return err
-	}
-	log.Info("serving", zap.Stringer("devices", a.DeviceAddr()), zap.String("operators", address(a.OperatorAddr())), zap.String("socket", cfg.Operators.Socket))
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		log.Warn("telling the service manager", zap.Error(err))
-	}
-	err = a.Serve(ctx)
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
-	log.Info("stopping")
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
-	defer cancel()
-	return errors.Join(err, a.Close(last))
-}
 
 // calm has the kernel join what wakes within a millisecond. The runtime's monitor
 // looks every 20 us for threads that are inside C, as they are here most of the
@@ -208,11 +199,4 @@ func version() string {
 		return "unknown"
 	}
 	return info.Main.Version
-}
-
-func address(a net.Addr) string {
-	if a == nil {
-		return ""
-	}
-	return a.String()
 }

@@ -138,7 +138,7 @@ func TestTwoServicesOnOneState(t *testing.T) {
 	s := newSite(t)
 	start(t, s)
 	stderr, code := posternd(t, s)
-	says(t, stderr, code, 1, "another process has the log open")
+	says(t, stderr, code, 1, "a server answers on that socket", "another posternd")
 	newChallenge(t, s, "a.demo.example") // the first serves
 	stop(t, s)
 	start(t, s)

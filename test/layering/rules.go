@@ -26,9 +26,13 @@ func mayImport() map[string][]string {
 		"hsm/lint":   {},
 		"appliance":  {"audit/...", "hsm/...", "policy/...", "protocol/...", "tls/...", "appliance/..."},
 
+		"appliance/link":       {},
+		"appliance/rpc":        {"audit/...", "protocol/...", "hsm/issuer", "appliance/link"},
+		"appliance/supervisor": {"appliance/link"},
+
 		"appliance/gate":      {"protocol/...", "tls/...", "appliance/rpc"},
 		"appliance/authority": {"audit/...", "policy/...", "protocol/...", "hsm/issuer", "appliance/store"},
-		"appliance/keyholder": {"audit/...", "hsm/..."},
+		"appliance/keyholder": {"audit/...", "hsm/...", "appliance/rpc"},
 		"appliance/courier":   {"policy/challenge", "audit/..."},
 		"appliance/store":     {"audit/...", "policy/...", "protocol/..."},
 

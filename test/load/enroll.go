@@ -45,7 +45,7 @@ func newLoad(ctx context.Context, s *site.Site, clients, n int) (*load, error) {
 // enroll sends the messages from first to next, and adds the server's CPU time.
 func (l *load) enroll(ctx context.Context, first, next int, sum *figure) error {
 	took := make([]float64, next-first)
-	before, err := cpuOf(l.site.PID())
+	before, err := cpuOfAll(l.site)
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (l *load) enroll(ctx context.Context, first, next int, sum *figure) error {
 	if err != nil {
 		return err
 	}
-	after, err := cpuOf(l.site.PID())
+	after, err := cpuOfAll(l.site)
 	sum.n, sum.used, sum.wall = sum.n+len(took), sum.used+after-before, sum.wall+wall
 	sum.latencies = append(sum.latencies, took...)
 	return err
@@ -114,6 +114,22 @@ func prepare(ctx context.Context, s *site.Site, d *site.Device, clients, n int) 
 
 // ticksPerSecond is USER_HZ, which Linux fixed for what /proc says.
 const ticksPerSecond = 100
+
+// cpuOfAll is the CPU time of all processes of the service so far, in seconds.
+func cpuOfAll(s *site.Site) (sum float64, err error) {
+	all, err := s.Processes()
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range all {
+		used, err := cpuOf(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += used
+	}
+	return sum, nil
+}
 
 // cpuOf is the CPU time of a process so far, in seconds.
 func cpuOf(pid int) (float64, error) {

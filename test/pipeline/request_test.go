@@ -119,8 +119,8 @@ func TestAnECKey(t *testing.T) {
 // TestAKeyOfAnother: one key for two subjects is refused where the profile says
 // so, and nowhere else.
 func TestAKeyOfAnother(t *testing.T) {
-	key := newKey(t)
 	for profile, allowed := range map[string]bool{"demo": false, "many": true} {
+		key := newKey(t)
 		d := at(t, profile)
 		enrolled(t, d, profile, "first-"+profile+".demo.example", key)
 		second := "second-" + profile + ".demo.example"

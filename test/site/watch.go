@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -40,9 +41,65 @@ func (s *Site) Lines(from uint64) ([]audit.Line, error) {
 	return all, err
 }
 
-// PeakMemory is the largest resident size that the service had, in bytes.
+// Processes are those of the running service: the one that was started, and its
+// children, by their first two arguments, such as "gate devices".
+func (s *Site) Processes() (map[string]int, error) {
+	all := map[string]int{"posternd": s.PID()}
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			continue // it has ended
+		}
+		_, rest, _ := strings.Cut(string(data), ") ")
+		fields := strings.Fields(rest)
+		if len(fields) < 2 || fields[1] != strconv.Itoa(s.PID()) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			return nil, err
+		}
+		argv, err := os.ReadFile(filepath.Join(filepath.Dir(f), "cmdline"))
+		if err != nil {
+			continue
+		}
+		words := strings.Split(string(argv), "\x00")
+		if len(words) < 3 {
+			continue
+		}
+		name := words[1]
+		if !strings.HasPrefix(words[2], "-") {
+			name += " " + words[2]
+		}
+		all[name] = pid
+	}
+	return all, nil
+}
+
+// PeakMemory is the sum of the largest resident sizes that the service's processes
+// had, in bytes. What they share, such as the program itself, counts for each.
 func (s *Site) PeakMemory() (uint64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID()))
+	all, err := s.Processes()
+	if err != nil {
+		return 0, err
+	}
+	var sum uint64
+	for _, pid := range all {
+		n, err := peakOf(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+func peakOf(pid int) (uint64, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
@@ -52,5 +109,5 @@ func (s *Site) PeakMemory() (uint64, error) {
 			return kb << 10, err
 		}
 	}
-	return 0, fmt.Errorf("/proc/%d/status has no VmHWM", s.PID())
+	return 0, fmt.Errorf("/proc/%d/status has no VmHWM", pid)
 }

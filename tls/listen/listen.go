@@ -112,15 +112,24 @@ func New(o Options) (*Server, error) {
 		stop: cancel, ctx: ctx,
 	}
 	if s.listener == nil {
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.Address)
+		l, err := Open(ctx, o.Address)
 		if err != nil {
 			cancel()
-			return nil, fmt.Errorf("listen: %w", err)
+			return nil, err
 		}
 		s.listener = l
 	}
 	s.ready = newQueue(s.listener.Addr())
 	return s, nil
+}
+
+// Open opens a TCP socket for a server of another process, which inherits it.
+func Open(ctx context.Context, address string) (net.Listener, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	return l, nil
 }
 
 func orDefault[T int | time.Duration](v, otherwise T) T {

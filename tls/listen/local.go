@@ -47,34 +47,57 @@ type Local struct {
 	remove   func()
 }
 
-// NewLocal returns a server that listens on a Unix socket at path, which has the
-// permission bits of mode from the moment it is there. A socket that a dead
-// server left is replaced; one on which somebody answers is [ErrInUse].
+// NewLocal returns a server that listens on a Unix socket at path, as [BindLocal]
+// makes it.
 func NewLocal(path string, mode fs.FileMode, h http.Handler, log *zap.Logger) (*Local, error) {
+	l, remove, err := BindLocal(path, mode)
+	if err != nil {
+		return nil, err
+	}
+	return newLocal(path, l, remove, h, log), nil
+}
+
+// NewLocalOn returns a server on a Unix socket that somebody else opened, and
+// removes.
+func NewLocalOn(l net.Listener, h http.Handler, log *zap.Logger) (*Local, error) {
+	u, ok := l.(*net.UnixListener)
+	if !ok {
+		return nil, fmt.Errorf("%w: %s", ErrNotSocket, l.Addr())
+	}
+	u.SetUnlinkOnClose(false)
+	return newLocal(l.Addr().String(), u, func() {}, h, log), nil
+}
+
+func newLocal(path string, l *net.UnixListener, remove func(), h http.Handler, log *zap.Logger) *Local {
 	if log == nil {
 		log = zap.NewNop()
 	}
+	s := &Local{path: path, listener: l, http: httpServer(h, log.With(zap.String("listener", path))), remove: remove}
+	s.http.ConnContext = withPeer
+	return s
+}
+
+// BindLocal listens on a Unix socket at path, which has the permission bits of mode
+// from the moment it is there. A socket that a dead server left is replaced; one on
+// which somebody answers is [ErrInUse]. remove takes it away, unless the path is
+// another server's by then.
+func BindLocal(path string, mode fs.FileMode) (l *net.UnixListener, remove func(), err error) {
 	if err := vacant(path); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	l, err := bind(path, mode)
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
+	if l, err = bind(path, mode); err != nil {
+		return nil, nil, fmt.Errorf("listen: %w", err)
 	}
 	own, err := os.Lstat(path)
 	if err != nil {
 		_ = l.Close()
-		return nil, fmt.Errorf("listen: %w", err)
+		return nil, nil, fmt.Errorf("listen: %w", err)
 	}
-	s := &Local{path: path, listener: l, http: httpServer(h, log.With(zap.String("listener", path)))}
-	s.http.ConnContext = withPeer
-	s.remove = sync.OnceFunc(func() {
-		// By now the path may be another server's.
+	return l, sync.OnceFunc(func() {
 		if now, err := os.Lstat(path); err == nil && os.SameFile(own, now) {
 			_ = os.Remove(path)
 		}
-	})
-	return s, nil
+	}), nil
 }
 
 // vacant reports whether a socket may be put at path.

@@ -1,0 +1,24 @@
+package config
+
+import (
+	"path/filepath"
+	"time"
+)
+
+// keyholder checks what the keyholder has of its own. Its folder is not the
+// authority's: neither may read what the other keeps.
+func (l *loader) keyholder() {
+	k := &l.c.Keyholder
+	if k.State == "" && l.c.State != "" {
+		k.State = filepath.Join(filepath.Dir(l.c.State), "keyholder")
+	}
+	l.abs(&k.State)
+	if k.State == l.c.State && k.State != "" {
+		l.fault("keyholder.state", "has to be another folder than state: the authority writes there", "")
+	}
+	if k.MaxPerSecond < 0 || k.MaxPerSecond > 1_000_000 {
+		l.fault("keyholder.max_per_second", "is 1 to 1000000 certificates", "")
+	}
+	l.c.KeyholderState, l.c.KeyholderRate = k.State, k.MaxPerSecond
+	l.c.MarkEvery = l.duration("keyholder.mark_every", k.MarkEvery, 10*time.Minute, time.Second, 24*time.Hour)
+}

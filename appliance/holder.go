@@ -1,0 +1,160 @@
+package appliance
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/postern-pki/postern/appliance/config"
+	"github.com/postern-pki/postern/appliance/keyholder"
+	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/issuer"
+)
+
+// Keyholder is the role that has the token.
+type Keyholder struct {
+	*keyholder.Keyholder
+	closers
+	cfg   *config.Config
+	token *hsm.Token
+	keys  map[string]*hsm.Key // by name
+}
+
+// OpenKeyholder logs in once, finds every key, with the attributes of its purpose
+// and the public key that the ceremony recorded, and takes up the log where it
+// stopped to follow it.
+func OpenKeyholder(ctx context.Context, cfg *config.Config, env Env) (_ *Keyholder, err error) {
+	env = env.orDefault()
+	k := &Keyholder{cfg: cfg, keys: make(map[string]*hsm.Key)}
+	defer k.failed(ctx, &err)
+	t := cfg.Token
+	k.token, err = hsm.Open(ctx, hsm.Config{
+		Module: t.Module, Serial: t.Serial, Label: t.Label, PIN: hsm.PINFromFile(cfg.PINPath),
+		Sessions: t.Sessions, Deadline: cfg.TokenDeadline, Log: env.Zap.Named("hsm"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the token: %w", err)
+	}
+	k.onClose(func(context.Context) error { return k.token.Close() })
+	for _, c := range cfg.Keys {
+		if k.keys[c.Name], err = openKey(ctx, k.token, c); err != nil {
+			return nil, err
+		}
+	}
+	if err := k.matchCertificates(); err != nil {
+		return nil, err
+	}
+	o, err := k.options(env)
+	if err != nil {
+		return nil, err
+	}
+	if err := folder(cfg.KeyholderState); err != nil {
+		return nil, err
+	}
+	if k.Keyholder, err = keyholder.New(ctx, o); err != nil {
+		return nil, err
+	}
+	k.onClose(k.Keyholder.Close)
+	return k, nil
+}
+
+// Close stops the keyholder and logs out.
+func (k *Keyholder) Close(ctx context.Context) error { return k.closers.Close(ctx) }
+
+// Hung is closed when a call of the token's library has outlived its deadline: only
+// the end of the process helps.
+func (k *Keyholder) Hung() <-chan struct{} { return k.token.Hung() }
+
+func (k *Keyholder) options(env Env) (keyholder.Options, error) {
+	o := keyholder.Options{
+		Origin: k.cfg.Origin, Audit: k.keys[k.cfg.Audit.Key], CAs: make(map[string]keyholder.CA), Names: k.keys, TLS: k.keys[k.cfg.TLS.Key],
+		Token: k.token, Dir: k.cfg.KeyholderState, Marks: marks{k.token}, MarkEvery: k.cfg.MarkEvery, Rate: k.cfg.KeyholderRate,
+		Now: env.Now, Log: env.Zap.Named("keyholder"),
+	}
+	for _, i := range k.cfg.Issuers {
+		limits, err := issuer.Limits{
+			MaxValidity: i.MaxValidity, NotAfter: i.CA.NotAfter, Issuer: i.CA.RawSubject, IssuerSPKI: i.CA.RawSubjectPublicKeyInfo,
+			KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement | x509.KeyUsageDataEncipherment | x509.KeyUsageContentCommitment,
+		}.Fixed()
+		if err != nil {
+			return o, fmt.Errorf("issuer %s: %w", i.Name, err)
+		}
+		o.CAs[i.Name] = keyholder.CA{Key: k.keys[i.Issuer.CA.Key], Limits: limits}
+		o.RA = append(o.RA, k.keys[i.Issuer.RASign.Key], k.keys[i.Issuer.RADecrypt.Key])
+	}
+	return o, nil
+}
+
+// markLabel is the name of the data object that keeps the newest checkpoint.
+const markLabel = "postern log mark"
+
+// marks keeps the newest checkpoint on the token.
+type marks struct{ token *hsm.Token }
+
+func (m marks) Read(ctx context.Context) ([][]byte, error) {
+	notes, err := m.token.ReadData(ctx, markLabel)
+	if errors.Is(err, hsm.ErrNoData) {
+		return nil, nil
+	}
+	return notes, err
+}
+
+func (m marks) Replace(ctx context.Context, mark []byte) error {
+	return m.token.ReplaceData(ctx, markLabel, mark)
+}
+
+// purposes maps the configuration's words to the token's.
+var purposes = [...]struct {
+	word    string
+	purpose hsm.Purpose
+}{{"ca", hsm.CA}, {"ra-sign", hsm.RASign}, {"ra-decrypt", hsm.RADecrypt}, {"tls", hsm.TLS}, {"audit", hsm.Audit}}
+
+// openKey finds a key and compares its public key with what the ceremony
+// recorded.
+func openKey(ctx context.Context, token *hsm.Token, k config.Key) (*hsm.Key, error) {
+	spec := hsm.KeySpec{Label: k.Label}
+	for _, p := range purposes {
+		if p.word == k.Purpose {
+			spec.Purpose = p.purpose
+		}
+	}
+	spec.ID, _ = hex.DecodeString(k.ID) // the configuration checked that it is hex
+	key, err := token.Key(ctx, spec)
+	if err != nil {
+		return nil, fmt.Errorf("key %s: %w", k.Name, err)
+	}
+	if k.Algorithm != "" && k.Algorithm != string(key.Algorithm()) {
+		return nil, fmt.Errorf("key %s: it is %s on the token, not %s", k.Name, key.Algorithm(), k.Algorithm)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("key %s: %w", k.Name, err)
+	}
+	if sum := sha256.Sum256(der); k.SPKI != "" && hex.EncodeToString(sum[:]) != k.SPKI {
+		return nil, fmt.Errorf("key %s: the token's key %q is not the one that the ceremony recorded", k.Name, k.Label)
+	}
+	return key, nil
+}
+
+// matchCertificates refuses a certificate whose key is not on the token.
+func (k *Keyholder) matchCertificates() error {
+	type pair struct {
+		name string
+		key  string
+		cert *x509.Certificate
+	}
+	pairs := []pair{{"audit", k.cfg.Audit.Key, k.cfg.AuditCertificate}}
+	for _, i := range k.cfg.Issuers {
+		pairs = append(pairs, pair{i.Name + " ca", i.Issuer.CA.Key, i.CA},
+			pair{i.Name + " ra_sign", i.Issuer.RASign.Key, i.RASign}, pair{i.Name + " ra_decrypt", i.Issuer.RADecrypt.Key, i.RADecrypt})
+	}
+	for _, p := range pairs {
+		if !keyholder.MatchesCertificate(k.keys[p.key], p.cert) {
+			return fmt.Errorf("the certificate of %s is not about key %s on the token: take the certificates and keys of one ceremony", p.name, p.key)
+		}
+	}
+	return nil
+}

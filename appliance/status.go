@@ -1,0 +1,124 @@
+package appliance
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/postern-pki/postern/appliance/operator"
+	"github.com/postern-pki/postern/appliance/rpc"
+	"github.com/postern-pki/postern/audit"
+)
+
+const (
+	askEvery  = time.Second     // how soon what the keyholder refused is in the log
+	askWithin = 3 * time.Second // a keyholder that does not answer is away
+)
+
+// watchHolder records what the keyholder was asked for and refused: it has no pen
+// of its own.
+func (a *Authority) watchHolder(ctx context.Context) {
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			_, _ = a.askHolder(ctx) // the status says that it is away
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (a *Authority) askHolder(ctx context.Context) (rpc.HolderStatus, error) {
+	ask, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	s, err := a.holder.Status(ask)
+	if err != nil {
+		return s, err
+	}
+	if len(s.Refused) == 0 {
+		return s, nil
+	}
+	o := audit.Object{"refused": s.Refused}
+	if s.Lost > 0 {
+		o["lost"] = s.Lost
+	}
+	_, err = a.log.Append(context.WithoutCancel(ctx), audit.Entry{Event: "keyholder", Outcome: "refused", Actor: audit.Actor{Kind: "system", ID: "keyholder"}, Object: o})
+	if err != nil {
+		a.env.Zap.Error("what the keyholder refused could not be recorded", zap.Strings("refused", s.Refused), zap.Error(err))
+	}
+	return s, nil
+}
+
+// status is how the appliance is, with every reason why it is not good.
+func (a *Authority) status(ctx context.Context) operator.Status {
+	head := a.log.Head()
+	s := operator.Status{
+		State: operator.Good, Reasons: []string{}, Version: a.env.Version, Started: a.started, Policy: a.cfg.Policies.Digest(),
+		Log:   operator.StatusLog{Origin: a.cfg.Origin, Size: head.Size, Root: hex.EncodeToString(head.Root[:])},
+		Token: operator.StatusToken{Serial: a.facts.Serial, Label: a.facts.Label},
+	}
+	degraded := func(why string) { s.State, s.Reasons = operator.Degraded, append(s.Reasons, why) }
+	if err := a.log.Healthy(); err != nil {
+		degraded(noLog(err))
+	}
+	if err := a.index.Healthy(); err != nil {
+		degraded("the index, and nothing is issued until the service is started again: " + err.Error())
+	}
+	holder, err := a.askHolder(ctx)
+	s.Token.Operations, s.Token.Failures = holder.Operations, holder.Failures
+	switch {
+	case err != nil:
+		degraded("the keyholder does not answer, and nothing is issued until it does: " + err.Error())
+	case holder.Trouble != "":
+		degraded("the token: " + holder.Trouble)
+	}
+	expiry := func(name string, c *x509.Certificate) {
+		sum := sha256.Sum256(c.Raw)
+		s.Expiries = append(s.Expiries, operator.StatusExpiry{Name: name, NotAfter: c.NotAfter, SHA256: hex.EncodeToString(sum[:])})
+		if left := c.NotAfter.Sub(a.env.Now()); left < 14*24*time.Hour {
+			degraded(fmt.Sprintf("the %s certificate ends on %s", name, c.NotAfter.Format(time.DateOnly)))
+		}
+	}
+	for _, i := range a.cfg.Issuers {
+		expiry(i.Name+" ca", i.CA)
+		expiry(i.Name+" ra-sign", i.RASign)
+		expiry(i.Name+" ra-decrypt", i.RADecrypt)
+	}
+	expiry("audit", a.cfg.AuditCertificate)
+	if a.cert != nil {
+		expiry("tls", a.cert.Leaf())
+	}
+	for _, name := range a.cfg.Policies.Names() {
+		s.Profiles = append(s.Profiles, operator.StatusProfile{Name: name, URL: a.deviceURL(name)})
+	}
+	return s
+}
+
+// noLog says what a log that failed asks of a person.
+func noLog(err error) string {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return "the disk is full: make room, then start the service again; until then nothing is issued: " + err.Error()
+	}
+	return "the log cannot be written, and nothing is issued until the service is started again: " + err.Error()
+}
+
+// deviceURL is what the devices of a profile are told.
+func (a *Authority) deviceURL(profile string) string {
+	base := a.cfg.Devices.URL
+	if base == "" {
+		base = "https://" + a.cfg.Devices.Listen
+	}
+	if a.cfg.Devices.URL == "" && a.env.Devices != "" {
+		base = "https://" + a.env.Devices
+	}
+	return base + "/scep/" + profile
+}
