@@ -35,6 +35,7 @@ func mayImport() map[string][]string {
 		"appliance/keyholder": {"audit/...", "hsm/...", "appliance/rpc"},
 		"appliance/courier":   {"policy/challenge", "audit/..."},
 		"appliance/store":     {"audit/...", "policy/...", "protocol/..."},
+		"appliance/sandbox":   {}, // every role enters it
 
 		"cmd": {"appliance/...", "audit/...", "hsm/...", "protocol/...", "policy/..."},
 	}
@@ -43,14 +44,15 @@ func mayImport() map[string][]string {
 // onlyIn says below which folders a foreign package may be imported.
 func onlyIn() map[string][]string {
 	return map[string][]string{
-		"github.com/miekg/pkcs11":           {"hsm"}, // nothing above hsm knows PKCS#11
-		"github.com/ThalesGroup/crypto11":   {"hsm"},
-		"github.com/mattn/go-sqlite3":       {"appliance/store/sqlite"},
-		"github.com/smallstep/scep":         {"test"},
-		"net/http/pprof":                    {},
-		"github.com/ThalesIgnite/crypto11":  {},
-		"github.com/caddyserver/certmagic":  {"tls", "appliance/courier"},
-		"github.com/coreos/go-systemd/v22/": {"tls/listen", "appliance", "cmd"},
+		"github.com/miekg/pkcs11":             {"hsm"}, // nothing above hsm knows PKCS#11
+		"github.com/ThalesGroup/crypto11":     {"hsm"},
+		"github.com/mattn/go-sqlite3":         {"appliance/store/sqlite"},
+		"github.com/smallstep/scep":           {"test"},
+		"net/http/pprof":                      {},
+		"github.com/ThalesIgnite/crypto11":    {},
+		"github.com/caddyserver/certmagic":    {"tls", "appliance/courier"},
+		"github.com/coreos/go-systemd/v22/":   {"tls/listen", "appliance", "cmd"},
+		"github.com/landlock-lsm/go-landlock": {"appliance/sandbox"},
 	}
 }
 

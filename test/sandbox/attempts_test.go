@@ -73,7 +73,7 @@ func (a attempt) try() syscall.Errno {
 		}
 		return opened(fd, unix.Bind(fd, &unix.SockaddrUnix{})) // the kernel finds a name
 	case "program":
-		cmd := exec.Command("/bin/true") //nolint:noctx // it ends by itself
+		cmd := exec.Command("/bin/true")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stderr, os.Stderr
 		return number(cmd.Run())
 	case "signal a thread of my own":

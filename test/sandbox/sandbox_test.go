@@ -205,7 +205,7 @@ func (p place) elsewhere() []trial {
 func TestGate(t *testing.T) {
 	p := newPlace(t)
 	listen := filepath.Join(p.dir, "link.sock")
-	l, err := net.Listen("unix", listen) //nolint:noctx // it waits for nothing
+	l, err := net.Listen("unix", listen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestGate(t *testing.T) {
 		compare(t, sandbox.Gate("devices", nil, nil), append(trials, trial{attempt{Kind: "connect", Path: listen}, syscall.EPERM}))
 	})
 	t.Run("named links", func(t *testing.T) {
-		abstract, err := net.Listen("unix", "@"+filepath.Base(p.dir)+"-postern-test") //nolint:noctx // it waits for nothing
+		abstract, err := net.Listen("unix", "@"+filepath.Base(p.dir)+"-postern-test")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -321,7 +321,7 @@ func TestAnotherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // another user has to find the program
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	program, err := os.ReadFile(os.Args[0])
@@ -329,7 +329,7 @@ func TestAnotherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	copied := filepath.Join(dir, "child")
-	if err := os.WriteFile(copied, program, 0o755); err != nil { //nolint:gosec // as above
+	if err := os.WriteFile(copied, program, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	gate := sandbox.Gate("devices", nil, nil)
@@ -370,4 +370,3 @@ func TestProfilesThatCannotBeEntered(t *testing.T) {
 		t.Errorf("%q, %v", r.Refusal, r.Report)
 	}
 }
-

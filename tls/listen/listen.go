@@ -123,9 +123,13 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Open opens a TCP socket for a server of another process, which inherits it.
+// Open opens a TCP socket for a server, maybe of another process, which inherits
+// it. It is plain TCP, as a service manager opens it: the kernel's rules for the
+// files and sockets of a process do not see Multipath TCP, which is Go's default.
 func Open(ctx context.Context, address string) (net.Listener, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	var plain net.ListenConfig
+	plain.SetMultipathTCP(false)
+	l, err := plain.Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}

@@ -441,6 +441,22 @@ func TestBadOptionsAreRefused(t *testing.T) {
 	}
 }
 
+// TestConnectionsArePlainTCP keeps the sandbox of a gate whole, whose rules for TCP do
+// not see Multipath TCP.
+func TestConnectionsArePlainTCP(t *testing.T) {
+	s, _ := serve(t, newPKI(t), nil)
+	var d net.Dialer
+	d.SetMultipathTCP(true)
+	c, err := d.DialContext(t.Context(), "tcp", s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if multipath, err := c.(*net.TCPConn).MultipathTCP(); multipath || err != nil {
+		t.Errorf("multipath %v, %v", multipath, err)
+	}
+}
+
 func TestInheritedListenerIsServed(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
