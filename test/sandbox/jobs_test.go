@@ -63,7 +63,8 @@ func gateJob(with, said map[string]string) {
 	if !note(said, "certificate", err) {
 		return
 	}
-	raw, done := make(chan net.Conn, 1), make(chan bool)
+	raw, done, end := make(chan net.Conn, 1), make(chan bool), make(chan bool)
+	defer close(end)
 	s := &http.Server{
 		ReadHeaderTimeout: 10 * time.Second, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}},
 		ConnState: func(c net.Conn, state http.ConnState) {
@@ -73,7 +74,9 @@ func gateJob(with, said map[string]string) {
 		},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, "served")
+			_ = http.NewResponseController(w).Flush()
 			close(done)
+			<-end // the connection stays until it was tried
 		}),
 	}
 	go func() { _ = s.ServeTLS(l, "", "") }()

@@ -109,8 +109,14 @@ func serveAsGate(t *testing.T, p *sandbox.Profile, dial string) result {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := device.Do(request); err == nil { // the answer may be cut off by what the child does next
-		_ = got.Body.Close()
+	got, err := device.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = got.Body.Close() }()
+	served := make([]byte, 6)
+	if _, err := io.ReadFull(got.Body, served); err != nil || string(served) != "served" {
+		t.Errorf("the device got %q, %v", served, err)
 	}
 	return done()
 }
