@@ -48,7 +48,7 @@ func start(t *testing.T, cmd *exec.Cmd, o order, files ...*os.File) (done func()
 		return nil, err
 	}
 	var out, errs bytes.Buffer
-	cmd.Env = append(os.Environ(), orderVar+"="+string(text), "GODEBUG=netdns=cgo")
+	cmd.Env = append(os.Environ(), orderVar+"="+string(text), "GODEBUG=netdns=cgo", "GORACE=atexit_sleep_ms=0")
 	cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = files, &out, &errs
 	if err := cmd.Start(); err != nil {
 		return nil, err
