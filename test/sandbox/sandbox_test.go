@@ -287,6 +287,18 @@ func TestCourier(t *testing.T) {
 	compare(t, sandbox.Courier(p.state, nil, nil), slices.Concat(trials, p.elsewhere()))
 }
 
+// TestAProgramThatAModuleNeeds runs, and nothing else is open for it.
+func TestAProgramThatAModuleNeeds(t *testing.T) {
+	p := newPlace(t)
+	profile := sandbox.Keyholder(sandbox.Keys{State: p.state, Read: []string{"/bin"}, Exec: true})
+	compare(t, profile, slices.Concat(sockets(unix.AF_UNIX), []trial{
+		{attempt{Kind: "program"}, 0},
+		{attempt{Kind: "kill"}, syscall.EPERM},
+		{attempt{Kind: "unshare"}, syscall.EPERM},
+		{attempt{Kind: "read", Path: p.log}, syscall.EACCES},
+	}))
+}
+
 // TestCallsOfAnotherArchitecture end the process: the numbers of the filter mean
 // other calls there.
 func TestCallsOfAnotherArchitecture(t *testing.T) {
