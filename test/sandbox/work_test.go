@@ -163,9 +163,9 @@ func TestTheAuthorityKeepsItsStateAndLog(t *testing.T) {
 func TestTheKeyholderSigns(t *testing.T) {
 	p, token := newPlace(t), softhsm.New(t)
 	pin := token.PINFile(t)
-	profile := sandbox.Keyholder(sandbox.Keys{
-		State: p.state, Secrets: []string{pin}, Modules: []string{token.Module}, Tokens: []string{filepath.Join(token.Dir, "tokens")}, Read: []string{token.Conf},
-	})
+	keys := sandbox.Known(token.Module)
+	keys.State, keys.Secrets = p.state, []string{pin}
+	profile := sandbox.Keyholder(keys)
 	with := map[string]string{"state": p.state, "pin": pin, "module": token.Module, "label": token.Label}
 	r := run(t, order{Profile: &profile, Job: "keyholder", With: with})
 	works(t, r, map[string]string{"login": "", "new key": "", "sign": "", "head": ""})
