@@ -13,6 +13,7 @@ import (
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/link"
 	"github.com/postern-pki/postern/appliance/rpc"
+	"github.com/postern-pki/postern/appliance/sandbox"
 )
 
 // ErrHung says that a call is stuck inside the token's library: the process has to
@@ -28,7 +29,7 @@ const (
 // Run opens a role, joins it to the others by its links, calls ready, and serves
 // until ctx ends or it cannot go on.
 func Run(ctx context.Context, cfg *config.Config, env Env, role string, ends link.Ends, ready func()) error {
-	r := &running{cfg: cfg, env: env.orDefault(), role: role, ends: ends, ready: ready}
+	r := &running{cfg: cfg, env: env.orDefault(), role: role, ends: ends, ready: ready, dial: append(ends.Names(), sandbox.Manager()...)}
 	switch role {
 	case rpc.RoleKeyholder:
 		return r.keyholder(ctx)
@@ -48,6 +49,7 @@ type running struct {
 	role  string
 	ends  link.Ends
 	ready func()
+	dial  []string // sockets with names that the role connects to; none where its ends were inherited
 }
 
 func (r *running) hello() link.Hello {
@@ -66,6 +68,9 @@ func closeWithin(ctx context.Context, err *error, c func(context.Context) error)
 }
 
 func (r *running) keyholder(ctx context.Context) (err error) {
+	if err := r.bindKeyholder(); err != nil { // before the library is loaded
+		return err
+	}
 	k, err := OpenKeyholder(ctx, r.cfg, r.env)
 	if err != nil {
 		return err
@@ -119,6 +124,9 @@ func (r *running) serve(ctx context.Context, s *link.Server, c net.Conn, role st
 }
 
 func (r *running) authority(ctx context.Context) (err error) {
+	if err := r.bindAuthority(); err != nil {
+		return err
+	}
 	o := rpc.HolderOptions{Link: r.client(rpc.RoleKeyholder), Scan: scanner(r.cfg)}
 	holder := rpc.NewHolder(o)
 	defer func() { err = errors.Join(err, holder.Close()) }()
@@ -162,6 +170,9 @@ func (r *running) gate(ctx context.Context, open openGate) (err error) {
 		return err
 	}
 	defer closeWithin(ctx, &err, g.Close)
+	if err := r.bindGate(); err != nil { // nobody was served yet
+		return err
+	}
 	r.ready()
 	return g.Serve(ctx)
 }

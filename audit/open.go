@@ -60,7 +60,9 @@ func bootMicros() int64 {
 // unknownBoot is the boot id where nobody tells it. It is never the same boot.
 const unknownBoot = "unknown"
 
-func bootID() string {
+// BootID says which start of the machine this is, as the kernel knows it. It is never
+// the same for two starts, and where the kernel does not say, never the same at all.
+func BootID() string {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return unknownBoot
@@ -93,7 +95,7 @@ func Open(ctx context.Context, o Options) (_ *Log, err error) {
 		}
 	}()
 	if l.w.boot = o.Boot; o.Boot == "" {
-		l.w.boot = bootID()
+		l.w.boot = BootID()
 	}
 	if err := l.recover(ctx); err != nil {
 		return nil, err

@@ -207,6 +207,11 @@ func (l *loader) token() {
 		l.fault("token.sessions", "is 0 to 256", "")
 	}
 	l.abs(&t.SoftHSM2Conf)
+	for _, list := range [][]string{t.Sandbox.Read, t.Sandbox.Write, t.Sandbox.Connect} {
+		for i := range list {
+			l.abs(&list[i])
+		}
+	}
 	l.c.PINPath = l.secret("token.pin", t.PIN)
 	l.c.TokenDeadline = l.duration("token.deadline", t.Deadline, 5*time.Second, 100*time.Millisecond, time.Minute)
 }

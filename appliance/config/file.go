@@ -29,6 +29,18 @@ type Token struct {
 	Sessions     int    `yaml:"sessions"`      // 0: two for each core
 	Deadline     string `yaml:"deadline"`      // of one operation; default 5s
 	SoftHSM2Conf string `yaml:"softhsm2_conf"` // SoftHSM reads its configuration's path from the environment
+
+	Sandbox Sandbox `yaml:"sandbox"`
+}
+
+// Sandbox is what a module needs beyond what is known of it: the keyholder is bound
+// to it before the module is loaded.
+type Sandbox struct {
+	Read    []string `yaml:"read"`    // files and folders
+	Write   []string `yaml:"write"`   // files, folders and devices; what is written may be read
+	Connect []string `yaml:"connect"` // Unix sockets
+	Network bool     `yaml:"network"` // TCP and UDP, for a network HSM
+	Exec    bool     `yaml:"exec"`    // it starts programs
 }
 
 // Secret says where a secret is, never what it is: a file of mode 0600 or

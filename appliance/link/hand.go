@@ -229,6 +229,9 @@ func (i *Inherited) Listener(name string) net.Listener { return i.listeners[name
 // Dialer implements [Ends].
 func (i *Inherited) Dialer(server string) Dialer { return inheritedDialer{i, server} }
 
+// Names implements [Ends]: there are none.
+func (i *Inherited) Names() []string { return nil }
+
 type inheritedDialer struct {
 	i      *Inherited
 	server string

@@ -18,6 +18,8 @@ type Ends interface {
 	Dialer(server string) Dialer
 	// Accept returns the next connection, and which role is at its other end.
 	Accept(ctx context.Context) (net.Conn, string, error)
+	// Names returns the folders of the sockets that are connected to by name.
+	Names() []string
 }
 
 // Named are links by sockets that have names: one for each server, which tells
@@ -59,6 +61,9 @@ func NewNamed(dir string, listener net.Listener, users map[string]string) (*Name
 func (n *Named) Dialer(server string) Dialer {
 	return namedDialer(filepath.Join(n.dir, server+".sock"))
 }
+
+// Names implements [Ends].
+func (n *Named) Names() []string { return []string{n.dir} }
 
 type namedDialer string
 

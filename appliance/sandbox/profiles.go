@@ -53,8 +53,8 @@ type Keys struct {
 // is in none of it.
 func Keyholder(k Keys) Profile {
 	p := Profile{
-		Name: "keyholder", Read: slices.Concat(k.Secrets, k.Read), Write: append([]string{k.State}, k.Tokens...), Dial: k.Dial,
-		ReadIf: append(libraries(), "/etc/ssl/openssl.cnf", "/etc/pkcs11", "/usr/share/p11-kit", "/dev/urandom"), WriteIf: []string{"/dev/null"},
+		Name: "keyholder", Read: slices.Concat(k.Secrets, k.Read), Write: []string{k.State}, Dial: k.Dial,
+		ReadIf: append(libraries(), "/etc/ssl/openssl.cnf", "/etc/pkcs11", "/usr/share/p11-kit", "/dev/urandom"), WriteIf: append([]string{"/dev/null"}, k.Tokens...),
 		Sockets: append([]int{unix.AF_UNIX}, k.Sockets...), Exec: k.Exec,
 	}
 	for _, m := range k.Modules { // with what lies beside it

@@ -84,6 +84,11 @@ func serve(ctx context.Context, o options, role string) error {
 // joined takes what was handed over: by the parent, or by the service manager.
 func joined(o options, role string, env *appliance.Env, gone func()) (link.Ends, func(), error) {
 	if o.child {
+		// The parent talks to the service manager; a child that could would need the
+		// right to connect.
+		if err := os.Unsetenv("NOTIFY_SOCKET"); err != nil {
+			return nil, nil, err
+		}
 		hands, err := link.NewHands(os.NewFile(supervisor.ControlFD, "control"))
 		if err != nil {
 			return nil, nil, fmt.Errorf("--child is for the parent to use: %w", err)

@@ -171,7 +171,7 @@ func TestTheKeyholderSigns(t *testing.T) {
 	works(t, r, map[string]string{"login": "", "new key": "", "sign": "", "head": ""})
 
 	t.Run("not without its token's folder", func(t *testing.T) {
-		profile.Write = []string{p.state}
+		profile.WriteIf = nil
 		r := run(t, order{Profile: &profile, Job: "keyholder", With: with})
 		if said, tried := r.Said["sign"]; tried && said == "" {
 			t.Errorf("it signed: %v", r.Said)
