@@ -62,7 +62,7 @@ func OpenAuthority(ctx context.Context, cfg *config.Config, env Env, holder rpc.
 	}
 	a.operators = operator.New(operator.Options{
 		Acts: a.pipeline, Index: a.index, Log: a.log, Status: a.status, Zap: a.env.Zap.Named("operator"),
-		Scan: scanner(a.cfg),
+		Origin: a.cfg.Origin, Rules: a.cfg.Rules, Now: a.env.Now, Scan: scanner(a.cfg),
 		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {
 			return audit.Find(ctx, auditDir(a.cfg), request, limit)
 		},
@@ -81,8 +81,8 @@ func (a *Authority) Verbs() rpc.AuthorityVerbs {
 
 // Operate carries out an operator's call that came over the link of a role.
 func (a *Authority) Operate(ctx context.Context, role string, c rpc.Call) (rpc.Answer, error) {
-	if role != rpc.RoleOperators { // whatever it says of who asks
-		c.Allowed, c.Actor = false, rpc.Actor{Kind: "gate", ID: role, Source: "link"}
+	if role != rpc.RoleOperators {
+		return a.operators.RefuseLink(ctx, role, c)
 	}
 	return a.operators.Operate(ctx, c)
 }

@@ -11,8 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"time"
 
 	"go.uber.org/zap"
@@ -128,7 +126,7 @@ func OpenOperators(ctx context.Context, cfg *config.Config, env Env, a GateAutho
 }
 
 func (g *Gate) local(a GateAuthority) error {
-	handler, log := g.api(a, g.localActor), g.env.Zap.Named("local")
+	handler, log := g.api(a, gate.LocalActor), g.env.Zap.Named("local")
 	if l := g.env.Listener("local"); l != nil {
 		s, err := listen.NewLocalOn(l, handler, log)
 		if err != nil {
@@ -150,14 +148,6 @@ func (g *Gate) local(a GateAuthority) error {
 
 func (g *Gate) api(a rpc.Operator, actor func(*http.Request) (rpc.Actor, bool)) http.Handler {
 	return gate.Operators(a, actor, g.env.Zap.Named("operators"))
-}
-
-// localActor lets root, the service's own user, and those in that the
-// configuration names.
-func (g *Gate) localActor(r *http.Request) (rpc.Actor, bool) {
-	who, ok := gate.LocalActor(r)
-	return who, ok && (who.ID == "uid:0" || who.ID == "uid:"+strconv.Itoa(os.Geteuid()) ||
-		slices.ContainsFunc(g.cfg.Operators.UIDs, func(uid int) bool { return who.ID == "uid:"+strconv.Itoa(uid) }))
 }
 
 // certificate has the listener's certificate ready before it listens.

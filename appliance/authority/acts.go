@@ -3,10 +3,12 @@ package authority
 import (
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/postern-pki/postern/appliance/store"
@@ -20,6 +22,7 @@ import (
 var (
 	ErrNoProfile  = errors.New("no such profile")
 	ErrBadRequest = errors.New("bad request")
+	ErrNotOpen    = errors.New("the challenge is not open")
 )
 
 // A NewChallenge is what an operator asks for. Subject is RFC 4514; TTL 0 is the
@@ -44,13 +47,14 @@ type Challenge struct {
 const MaxBatch = 1000
 
 // CreateChallenges creates all or none. Names that the profile would refuse
-// are refused here, where somebody reads the answer.
-func (p *Pipeline) CreateChallenges(ctx context.Context, who audit.Actor, asked []NewChallenge) ([]Challenge, error) {
+// are refused here, where somebody reads the answer. What is to be durable together
+// with the act comes before it in the log.
+func (p *Pipeline) CreateChallenges(ctx context.Context, who audit.Actor, asked []NewChallenge, before ...audit.Entry) ([]Challenge, error) {
 	if len(asked) == 0 || len(asked) > MaxBatch {
 		return nil, fmt.Errorf("%w: a batch has 1 to %d challenges", ErrBadRequest, MaxBatch)
 	}
 	made := make([]Challenge, 0, len(asked))
-	entries := make([]audit.Entry, 0, len(asked))
+	entries := slices.Grow(slices.Clone(before), len(asked))
 	for n, a := range asked {
 		c, record, err := p.newChallenge(a)
 		if err != nil {
@@ -63,6 +67,29 @@ func (p *Pipeline) CreateChallenges(ctx context.Context, who audit.Actor, asked 
 		return nil, err
 	}
 	return made, nil
+}
+
+// RevokeChallenge closes an open challenge. The error is [store.ErrNotFound], or
+// [ErrNotOpen], also while a request that showed it is being decided: no index
+// could follow a log in which a challenge is revoked and spent after that.
+func (p *Pipeline) RevokeChallenge(ctx context.Context, who audit.Actor, id string, before ...audit.Entry) error {
+	var request [32]byte
+	_, _ = rand.Read(request[:]) // it never fails
+	if err := p.holds.Hold(id, request, p.now().Add(challenge.HoldFor)); err != nil {
+		return fmt.Errorf("%w now: %w", ErrNotOpen, err)
+	}
+	defer p.holds.Release(id, request)
+	r, err := p.index.Challenge(ctx, id)
+	if err != nil {
+		return err
+	}
+	if r.State != challenge.Open {
+		return fmt.Errorf("%w: it is %s", ErrNotOpen, r.State)
+	}
+	_, err = p.log.AppendAll(ctx, append(slices.Clone(before), audit.Entry{
+		Event: store.EventChallenge, Outcome: store.OutRevoked, Request: newID(), Actor: who, Object: audit.Object{"id": id, "why": "an operator revoked it"},
+	})...)
+	return err
 }
 
 func (p *Pipeline) newChallenge(a NewChallenge) (Challenge, challenge.Record, error) {

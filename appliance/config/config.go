@@ -28,6 +28,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/postern-pki/postern/appliance/operator/acts"
 	"github.com/postern-pki/postern/policy"
 )
 
@@ -50,6 +51,7 @@ type Config struct {
 	AuditCertificate *x509.Certificate
 	Issuers          []LoadedIssuer
 	OperatorCA       *x509.CertPool
+	Rules            acts.Rules // of operators
 }
 
 // LoadedIssuer is an [Issuer] with its certificates, which were checked to form
@@ -147,6 +149,7 @@ func (l *loader) check() {
 	l.keyholder()
 	c.ChallengeKeyPath = l.secret("challenges.key", c.Challenges.Key)
 	l.listeners()
+	l.operators()
 	l.tls()
 	l.profiles()
 }

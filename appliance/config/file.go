@@ -105,13 +105,14 @@ type Devices struct {
 }
 
 // Operators is the API's local socket, and its listener, which wants a client
-// certificate of the operator CA; a socket that was inherited needs CA too. UIDs may use the socket beside root and the
-// service's own user.
+// certificate of the operator CA; a socket that was inherited needs CA too.
 type Operators struct {
-	Socket string `yaml:"socket"`
-	UIDs   []int  `yaml:"uids"`
-	Listen string `yaml:"listen"` // "" for none
-	CA     string `yaml:"ca"`
+	Socket    string          `yaml:"socket"`
+	Listen    string          `yaml:"listen"` // "" for none
+	CA        string          `yaml:"ca"`
+	People    []Operator      `yaml:"people"`
+	Local     []LocalOperator `yaml:"local"`      // default: root and the service's own user are administrators
+	TwoPerson []string        `yaml:"two_person"` // acts that need two of people
 }
 
 // TLS says where the listeners' certificate comes from: internal or files.

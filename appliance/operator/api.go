@@ -4,18 +4,26 @@
 //
 // # What a caller may rely on
 //
-// Every act that changes something is recorded in the log with who did it before it
-// is answered, and one that was refused too; what is only read is not. An
-// answer is the JSON of one type of this package, or [Problem] with a status of
-// 400 and above. A challenge is shown in the one answer that creates it.
+// Who does not have the role of an act, by the table in acts, does not get it done.
+// An act under the two-person rule is done once, for an order that two people signed
+// whose keys the configuration names; order and signatures stand in the log before
+// what they bring about, durable together. Every act that changes something is
+// recorded with who did it before it is answered, and one that was refused too; what
+// is only read is not, unless it was refused. An answer is the JSON of one type of
+// this package, or [Problem] with a status of 400 and above. A challenge is shown in
+// the one answer that creates it.
 //
 // # What it does not protect against
 //
-// Who asks is the gate's word. Whoever may connect may do everything that the
-// API has: roles are not told apart yet.
+// Who asks is the gate's word: an owned operators' gate has the roles of all
+// operators, but for what needs two signatures.
 package operator
 
-import "time"
+import (
+	"time"
+
+	"github.com/postern-pki/postern/appliance/operator/acts"
+)
 
 // Problem is the answer to a request that was not carried out.
 type Problem struct {
@@ -31,15 +39,16 @@ const (
 
 // Status is the answer of GET /api/v1/status.
 type Status struct {
-	State    string          `json:"state"`
-	Reasons  []string        `json:"reasons"`
-	Version  string          `json:"version"`
-	Started  time.Time       `json:"started"`
-	Policy   string          `json:"policy"`
-	Profiles []StatusProfile `json:"profiles"`
-	Log      StatusLog       `json:"log"`
-	Token    StatusToken     `json:"token"`
-	Expiries []StatusExpiry  `json:"certificates"`
+	State     string          `json:"state"`
+	Reasons   []string        `json:"reasons"`
+	Version   string          `json:"version"`
+	Started   time.Time       `json:"started"`
+	Policy    string          `json:"policy"`
+	Profiles  []StatusProfile `json:"profiles"`
+	Log       StatusLog       `json:"log"`
+	Token     StatusToken     `json:"token"`
+	Expiries  []StatusExpiry  `json:"certificates"`
+	Operators StatusOperators `json:"operators"`
 }
 
 // StatusProfile is one profile and the URL that its devices are told.
@@ -48,11 +57,22 @@ type StatusProfile struct {
 	URL  string `json:"url"`
 }
 
-// StatusLog is the head of the log: lines, and the Merkle tree's root in hex.
+// StatusLog is the head of the log: lines, the Merkle tree's root, and the last
+// line's hash, both in hex.
 type StatusLog struct {
 	Origin string `json:"origin"`
 	Size   uint64 `json:"size"`
 	Root   string `json:"root"`
+	Last   string `json:"last"`
+}
+
+// StatusOperators is who may do something here. LocalDefault: the configuration
+// names no local users, so root and the service's own user are administrators.
+type StatusOperators struct {
+	People       int      `json:"people"`
+	Local        int      `json:"local"`
+	LocalDefault bool     `json:"local_default"`
+	TwoPerson    []string `json:"two_person"` // acts that need two people
 }
 
 // StatusToken is the token and how often it was used.
@@ -70,14 +90,9 @@ type StatusExpiry struct {
 	SHA256   string    `json:"sha256"`
 }
 
-// ChallengeRequest is the body of POST /api/v1/challenges, in a list of 1 to
-// 1,000: all are created, or none.
-type ChallengeRequest struct {
-	Profile string   `json:"profile"`
-	Subject string   `json:"subject"` // RFC 4514
-	DNS     []string `json:"dns,omitempty"`
-	TTL     string   `json:"ttl,omitempty"` // Go's form; the profile's if empty
-}
+// ChallengeRequest is an element of the body of POST /api/v1/challenges, a list of
+// 1 to 1,000: all are created, or none.
+type ChallengeRequest = acts.ChallengeRequest
 
 // Challenge is one created challenge.
 type Challenge struct {
@@ -86,6 +101,29 @@ type Challenge struct {
 	Expires   time.Time `json:"expires"`
 	Profile   string    `json:"profile"`
 	Subject   string    `json:"subject"`
+}
+
+// ChallengeState is one challenge of GET /api/v1/challenges: what is known of it
+// but its secret.
+type ChallengeState struct {
+	ID       string    `json:"id"`
+	State    string    `json:"state"` // open, spent or revoked
+	Profile  string    `json:"profile"`
+	Subject  string    `json:"subject"`
+	DNS      []string  `json:"dns,omitempty"`
+	Created  time.Time `json:"created"`
+	Expires  time.Time `json:"expires"`
+	Refusals int       `json:"refusals"`
+}
+
+// Challenges is a list, newest first.
+type Challenges struct {
+	Challenges []ChallengeState `json:"challenges"`
+}
+
+// Revoked is the answer of DELETE /api/v1/challenges/ID.
+type Revoked struct {
+	ID string `json:"id"`
 }
 
 // Certificate is one serial number of GET /api/v1/certificates.

@@ -25,6 +25,7 @@ import (
 	"github.com/postern-pki/postern/appliance/authority"
 	"github.com/postern-pki/postern/appliance/gate"
 	"github.com/postern-pki/postern/appliance/operator"
+	"github.com/postern-pki/postern/appliance/operator/acts"
 	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/appliance/store/sqlite"
 	"github.com/postern-pki/postern/audit"
@@ -69,12 +70,14 @@ func (k softKey) SignCertificate(_ context.Context, _ string, tbs []byte, _ uint
 type world struct {
 	*httptest.Server
 	*authority.Pipeline
+	*operator.Service
 	dir string
 	log *audit.Log
 }
 
-// newWorld serves the API to whom the header X-Who names.
-func newWorld(t *testing.T) *world {
+// newWorld serves the API to whom the header X-Who names: alice is an
+// administrator, everybody else has the one role that they are called by.
+func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 	t.Helper()
 	w := &world{dir: filepath.Join(t.TempDir(), "audit")}
 	index := must[*sqlite.Store](t)(sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "index.db")))
@@ -98,15 +101,24 @@ func newWorld(t *testing.T) *world {
 		Tagger:  must[*challenge.Tagger](t)(challenge.NewTagger(bytes.Repeat([]byte{7}, 32))),
 		Issuers: map[string]authority.Issuer{"corp": {Issuer: is}}, Now: time.Now, Zap: zap.NewNop(),
 	}))
-	w.Server = httptest.NewServer(gate.Operators(operator.New(operator.Options{
-		Acts: w, Index: index, Log: w.log,
+	rules := acts.Rules{People: []acts.Person{{Name: "alice", ID: "alice", Roles: []acts.Role{acts.Administrator}}}}
+	for _, role := range acts.Roles() {
+		rules.People = append(rules.People, acts.Person{Name: "the " + string(role), ID: string(role), Roles: []acts.Role{role}})
+	}
+	o := operator.Options{
+		Acts: w.Pipeline, Index: index, Log: w.log,
 		Scan: func(from uint64, fn func(audit.Line) error) error { return audit.Scan(w.dir, from, fn) },
 		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {
 			return audit.Find(ctx, w.dir, request, limit)
 		},
 		Status: func(context.Context) operator.Status { panic("a fault of ours") },
-		Zap:    zap.NewNop(),
-	}), func(r *http.Request) (rpc.Actor, bool) {
+		Origin: "corp.example/log", Rules: rules, Now: time.Now, Zap: zap.NewNop(),
+	}
+	for _, f := range tune {
+		f(&o)
+	}
+	w.Service = operator.New(o)
+	w.Server = httptest.NewServer(gate.Operators(w.Service, func(r *http.Request) (rpc.Actor, bool) {
 		who := r.Header.Get("X-Who")
 		return rpc.Actor{Kind: "operator", ID: who, Source: "test"}, who != "mallory"
 	}, zap.NewNop()))

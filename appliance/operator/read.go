@@ -16,18 +16,13 @@ func (s *Service) certificates(ctx context.Context, r *request) (int, any, error
 	q := r.query
 	f := store.CertificateFilter{Profile: q.Get("profile"), Subject: q.Get("subject"), State: store.State(q.Get("state"))}
 	var err error
-	if v := q.Get("limit"); v != "" {
-		if f.Limit, err = strconv.Atoi(v); err != nil || f.Limit < 1 || f.Limit > 1000 {
-			return 0, nil, refuse(http.StatusBadRequest, "limit is 1 to 1000", "")
-		}
+	if f.Limit, err = limitOf(r); err != nil {
+		return 0, nil, err
 	}
 	if v := q.Get("before"); v != "" {
 		if f.Before, err = strconv.ParseUint(v, 10, 53); err != nil {
 			return 0, nil, refuse(http.StatusBadRequest, "before is a number that a list gave", "")
 		}
-	}
-	if f.Limit == 0 {
-		f.Limit = 100
 	}
 	list, err := s.Index.Certificates(ctx, f)
 	if err != nil {
@@ -41,6 +36,19 @@ func (s *Service) certificates(ctx context.Context, r *request) (int, any, error
 		out.Before = list[n-1].IntentSeq
 	}
 	return http.StatusOK, out, nil
+}
+
+// limitOf is how much of a list is asked for.
+func limitOf(r *request) (int, error) {
+	v := r.query.Get("limit")
+	if v == "" {
+		return 100, nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 || n > 1000 {
+		return 0, refuse(http.StatusBadRequest, "limit is 1 to 1000", "")
+	}
+	return n, nil
 }
 
 func (s *Service) certificate(ctx context.Context, r *request) (int, any, error) {

@@ -1,12 +1,11 @@
 package operator
 
 import (
-	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -16,9 +15,11 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postern-pki/postern/appliance/authority"
+	"github.com/postern-pki/postern/appliance/operator/acts"
 	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/appliance/store"
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/policy/challenge"
 )
 
 // Limits on a call: an answer holds the records of one request.
@@ -29,26 +30,32 @@ const (
 )
 
 type (
-	acts interface {
-		CreateChallenges(ctx context.Context, who audit.Actor, asked []authority.NewChallenge) ([]authority.Challenge, error)
+	doer interface {
+		CreateChallenges(ctx context.Context, who audit.Actor, asked []authority.NewChallenge, before ...audit.Entry) ([]authority.Challenge, error)
+		RevokeChallenge(ctx context.Context, who audit.Actor, id string, before ...audit.Entry) error
 	}
 	index interface {
 		Certificate(ctx context.Context, serial string) (store.Issuance, error)
 		Certificates(ctx context.Context, f store.CertificateFilter) ([]store.Issuance, error)
+		Challenges(ctx context.Context, f store.ChallengeFilter) ([]challenge.Record, error)
 	}
 	recorder interface {
-		Append(ctx context.Context, e audit.Entry) (audit.Line, error)
+		AppendAll(ctx context.Context, e ...audit.Entry) ([]audit.Line, error)
+		Head() audit.Head
 	}
 )
 
 // Options are what [New] needs; every field is required.
 type Options struct {
-	Acts   acts
+	Acts   doer
 	Index  index
 	Log    recorder
 	Scan   func(from uint64, fn func(audit.Line) error) error                         // the log's lines, see audit.Scan
 	Find   func(ctx context.Context, request string, limit int) ([]audit.Line, error) // a request's lines, see audit.Find
-	Status func(ctx context.Context) Status
+	Status func(ctx context.Context) Status                                           // but for Operators
+	Origin string                                                                     // of the log
+	Rules  acts.Rules
+	Now    func() time.Time
 	Zap    *zap.Logger
 }
 
@@ -56,60 +63,83 @@ type Options struct {
 // for concurrent use.
 type Service struct {
 	Options
-	routes []route
+	table    []acts.Act
+	handlers map[string]handler
+	ordering chan struct{} // held while an order is carried out: one at a time
 }
 
 var _ rpc.Operator = (*Service)(nil)
 
 // New returns the API.
-func New(o Options) *Service { return &Service{o, routes()} }
-
-// An act is one thing to do for an operator; what it returns becomes JSON.
-type act func(s *Service, ctx context.Context, r *request) (code int, answer any, err error)
-
-// route is where an act is found: path is exact, but for a last segment *, which
-// is anything without a slash.
-type route struct {
-	method, path string
-	do           act
+func New(o Options) *Service {
+	return &Service{o, acts.Table(), handlers(), make(chan struct{}, 1)}
 }
 
-func routes() []route {
-	return []route{
-		{http.MethodGet, "/api/v1/status", (*Service).status},
-		{http.MethodPost, "/api/v1/challenges", (*Service).createChallenges},
-		{http.MethodGet, "/api/v1/certificates", (*Service).certificates},
-		{http.MethodGet, "/api/v1/certificates/*", (*Service).certificate},
-		{http.MethodGet, "/api/v1/records", (*Service).records},
+// handler does one act; what it returns becomes JSON.
+type handler func(s *Service, ctx context.Context, r *request) (code int, answer any, err error)
+
+// handlers has every act of the table.
+func handlers() map[string]handler {
+	return map[string]handler{
+		acts.ReadStatus:       (*Service).status,
+		acts.CreateChallenge:  (*Service).createChallenges,
+		acts.CreateChallenges: (*Service).createChallenges,
+		acts.ListChallenges:   (*Service).challenges,
+		acts.RevokeChallenge:  (*Service).revokeChallenge,
+		acts.ListCertificates: (*Service).certificates,
+		acts.ShowCertificate:  (*Service).certificate,
+		acts.ShowRecords:      (*Service).records,
+		acts.SubmitOrder:      (*Service).submit,
 	}
 }
 
 // request is a call as an act sees it.
 type request struct {
-	who   audit.Actor
-	arg   string // what stands for the * of the path
-	query url.Values
-	body  []byte
+	rpc.Call
+	who    audit.Actor
+	person acts.Person
+	act    string // as far as it is known
+	order  string // its id, "" if there is none
+	arg    string // what stands for the * of the path
+	query  url.Values
 }
 
-// find returns the route of a call, and what stands for its *.
-func (s *Service) find(method, path string) (route, string, bool) {
+// find returns the first row of a call's path, and what stands for its *.
+func (s *Service) find(method, path string) (acts.Act, string, bool) {
 	if method == http.MethodHead {
 		method = http.MethodGet
 	}
-	for _, r := range s.routes {
-		if r.method != method {
+	for _, a := range s.table {
+		if a.Method != method {
 			continue
 		}
-		if r.path == path {
-			return r, "", true
+		if a.Path == path {
+			return a, "", true
 		}
-		folder, open := strings.CutSuffix(r.path, "*")
+		folder, open := strings.CutSuffix(a.Path, "*")
 		if arg, in := strings.CutPrefix(path, folder); open && in && arg != "" && !strings.Contains(arg, "/") {
-			return r, arg, true
+			return a, arg, true
 		}
 	}
-	return route{}, "", false
+	return acts.Act{}, "", false
+}
+
+// permit makes it known which act is asked for, and refuses who has no role for it.
+func (r *request) permit(act acts.Act) error {
+	r.act = act.Name
+	if act.May(r.person.Roles) {
+		return nil
+	}
+	return refuse(http.StatusForbidden, fmt.Sprintf("%s may not: %s", r.person.Name, act.Name),
+		fmt.Sprintf("it takes one of the roles %s; this is one with %s", words(act.Roles), words(r.person.Roles)))
+}
+
+func words(roles []acts.Role) string {
+	out := make([]string, len(roles))
+	for i, r := range roles {
+		out[i] = string(r)
+	}
+	return strings.Join(out, ", ")
 }
 
 // problem is an error with its status; everything else is a fault of ours.
@@ -127,60 +157,91 @@ func refuse(code int, text, hint string) error { return &problem{code, Problem{t
 // here, one that was where it is done. It returns no error: whatever went wrong
 // is an answer.
 func (s *Service) Operate(ctx context.Context, c rpc.Call) (rpc.Answer, error) {
-	who := audit.Actor{Kind: c.Actor.Kind, ID: c.Actor.ID, Source: c.Actor.Source}
-	if !c.Allowed {
-		s.note(ctx, c, who, "denied", "")
-		return s.encode(http.StatusForbidden, Problem{Error: "not an operator", Hint: "root and the service's own user may use the local socket"}), nil
+	r := &request{Call: c, who: audit.Actor{Kind: "operator", ID: c.Actor.ID, Source: c.Actor.Source}}
+	var known bool
+	if r.person, known = s.Rules.Who(c.Actor.ID); !c.Allowed || !known {
+		s.note(ctx, r, "denied", "")
+		p := Problem{Error: "not an operator", Hint: "operators.people and operators.local in the configuration say who is one"}
+		if c.Allowed {
+			p.Hint += "; this is " + c.Actor.ID
+		}
+		return s.encode(http.StatusForbidden, p), nil
 	}
 	within, cancel := context.WithTimeout(ctx, actWithin)
 	defer cancel()
-	code, answer, err := s.safely(within, c, who)
+	code, answer, err := s.safely(within, r)
 	if err != nil {
 		var p Problem
 		code, p = s.failure(err)
-		if answer = p; c.Method != http.MethodGet && c.Method != http.MethodHead {
-			s.note(ctx, c, who, "refused", p.Error)
+		switch answer = p; {
+		case code == http.StatusForbidden:
+			s.note(ctx, r, "denied", p.Error)
+		case c.Method != http.MethodGet && c.Method != http.MethodHead:
+			s.note(ctx, r, "refused", p.Error)
 		}
 	}
 	return s.encode(code, answer), nil
 }
 
+// RefuseLink refuses a call that came over a link on which operators have nothing
+// to say, such as that of the devices' gate, and records it as a security event.
+// Who the call says it is from is that gate's invention.
+func (s *Service) RefuseLink(ctx context.Context, link string, c rpc.Call) (rpc.Answer, error) {
+	const why = "operators' acts come from the operators' gate alone"
+	who := audit.Actor{Kind: "gate", ID: link}
+	s.record(ctx,
+		audit.Entry{Event: "operator", Outcome: "refused", Actor: who, Object: audit.Object{
+			"method": cut(c.Method), "path": cut(c.Path), "claims": cut(c.Actor.ID), "link": cut(link), "why": why}},
+		audit.Entry{Event: "security", Outcome: "alert", Actor: who, Object: audit.Object{"what": "an operator's act came from another gate", "link": cut(link)}})
+	s.Zap.Error("security event", zap.String("what", why), zap.String("link", link))
+	return s.encode(http.StatusForbidden, Problem{Error: why}), nil
+}
+
 // safely does what is asked, and makes a panic a fault of ours.
-func (s *Service) safely(ctx context.Context, c rpc.Call, who audit.Actor) (code int, answer any, err error) {
+func (s *Service) safely(ctx context.Context, r *request) (code int, answer any, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.Zap.Error("operator API: panic", zap.Any("value", v), zap.ByteString("stack", debug.Stack()))
 			err = errPanic
 		}
 	}()
-	switch c.Fault {
+	switch r.Fault {
 	case rpc.Whole:
 	case rpc.TooLarge:
 		return 0, nil, refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes, or the path or query than %d", rpc.MaxBody, rpc.MaxPath), "")
 	default:
 		return 0, nil, refuse(http.StatusBadRequest, "the body did not come whole", "")
 	}
-	r, arg, ok := s.find(c.Method, c.Path)
+	act, arg, ok := s.find(r.Method, r.Path)
 	if !ok {
 		return 0, nil, refuse(http.StatusNotFound, "no such resource", "the API begins at /api/v1/status")
 	}
-	query, err := url.ParseQuery(c.Query)
-	if err != nil {
+	if err := r.permit(act); err != nil {
+		return 0, nil, err
+	}
+	r.arg = arg
+	if r.query, err = url.ParseQuery(r.Query); err != nil {
 		return 0, nil, refuse(http.StatusBadRequest, "the query cannot be read", "name=value&name=value, with %XX for what is not a letter or digit")
 	}
-	return r.do(s, ctx, &request{who, arg, query, c.Body})
+	return s.handlers[act.Name](s, ctx, r)
 }
 
 // note records an attempt that came to nothing, also of somebody who hung up.
-func (s *Service) note(ctx context.Context, c rpc.Call, who audit.Actor, out, why string) {
+func (s *Service) note(ctx context.Context, r *request, out, why string) {
+	o := audit.Object{"method": cut(r.Method), "path": cut(r.Path)}
+	for key, value := range map[string]string{"why": why, "act": r.act, "order": r.order} {
+		if value != "" {
+			o[key] = cut(value)
+		}
+	}
+	s.record(ctx, audit.Entry{Event: "operator", Outcome: out, Actor: r.who, Object: o})
+}
+
+func (s *Service) record(ctx context.Context, e ...audit.Entry) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteWithin)
 	defer cancel()
-	o := audit.Object{"method": cut(c.Method), "path": cut(c.Path)}
-	if why != "" {
-		o["why"] = cut(why)
-	}
-	if _, err := s.Log.Append(ctx, audit.Entry{Event: "operator", Outcome: out, Actor: who, Object: o}); err != nil {
-		s.Zap.Error("an operator's attempt could not be recorded", zap.String("outcome", out), zap.Error(err))
+	if _, err := s.Log.AppendAll(ctx, e...); err != nil {
+		s.Zap.Error("an operator's attempt could not be recorded", zap.String("outcome", e[0].Outcome), zap.Error(err))
 	}
 }
 
@@ -197,6 +258,10 @@ func (s *Service) failure(err error) (int, Problem) {
 	switch {
 	case errors.Is(err, authority.ErrNoProfile):
 		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern status lists the profiles"}
+	case errors.Is(err, authority.ErrNotOpen):
+		return http.StatusConflict, Problem{Error: err.Error(), Hint: "postern challenge list says how it is"}
+	case errors.Is(err, acts.ErrForm):
+		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern challenge create --order FILE writes one"}
 	case errors.Is(err, authority.ErrBadRequest):
 		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "the profile's rules decide: subject, san and challenge"}
 	}
@@ -218,62 +283,17 @@ func (s *Service) encode(code int, answer any) rpc.Answer {
 }
 
 func (s *Service) status(ctx context.Context, _ *request) (int, any, error) {
-	return http.StatusOK, s.Status(ctx), nil
-}
-
-func (s *Service) createChallenges(ctx context.Context, r *request) (int, any, error) {
-	asked, err := readBatch(r.body)
-	if err != nil {
-		return 0, nil, err
-	}
-	list := make([]authority.NewChallenge, len(asked))
-	for i, a := range asked {
-		list[i] = authority.NewChallenge{Profile: a.Profile, Subject: a.Subject, DNS: a.DNS}
-		if a.TTL == "" {
-			continue
-		}
-		ttl, err := time.ParseDuration(a.TTL)
-		if err != nil || ttl <= 0 {
-			return 0, nil, refuse(http.StatusBadRequest, fmt.Sprintf("challenge %d: ttl is not a positive duration", i+1), "such as 30m")
-		}
-		list[i].TTL = ttl
-	}
-	made, err := s.Acts.CreateChallenges(ctx, r.who, list)
-	if err != nil {
-		return 0, nil, err
-	}
-	out := make([]Challenge, len(made))
-	for i, c := range made {
-		out[i] = Challenge{ID: c.ID, Challenge: c.Secret.Text(), Expires: c.Expires, Profile: c.Profile, Subject: c.Subject}
-	}
-	return http.StatusCreated, out, nil
-}
-
-// readBatch reads a list, and no more of it than can be asked for at once: the
-// body of a batch could hold a million empty ones.
-func readBatch(body []byte) (asked []ChallengeRequest, err error) {
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.DisallowUnknownFields()
-	token, err := dec.Token()
-	if err == nil && token != json.Delim('[') {
-		err = errBatch
-	}
-	for err == nil && dec.More() {
-		if len(asked) == authority.MaxBatch {
-			return nil, refuse(http.StatusBadRequest, fmt.Sprintf("a batch has 1 to %d challenges", authority.MaxBatch), "send the rest in another one")
-		}
-		asked = append(asked, ChallengeRequest{})
-		err = dec.Decode(&asked[len(asked)-1])
-	}
-	if err == nil {
-		_, err = dec.Token() // the list's end
-	}
-	if err == nil {
-		if _, err = dec.Token(); errors.Is(err, io.EOF) {
-			return asked, nil
+	st, head := s.Status(ctx), s.Log.Head()
+	st.Log.Size, st.Log.Root, st.Log.Last = head.Size, hex.EncodeToString(head.Root[:]), hex.EncodeToString(head.Prev[:])
+	st.Operators = StatusOperators{LocalDefault: s.Rules.Default, TwoPerson: append([]string{}, s.Rules.TwoPerson...)}
+	for _, p := range s.Rules.People {
+		if strings.HasPrefix(p.ID, "uid:") {
+			st.Operators.Local++
+		} else {
+			st.Operators.People++
 		}
 	}
-	return nil, refuse(http.StatusBadRequest, "the body is not a list of challenge requests", "fields: profile, subject, dns, ttl")
+	return http.StatusOK, st, nil
 }
 
 var (

@@ -80,7 +80,7 @@ func dialHint(err error) string {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return "is posternd running? its journal says why not"
 	case errors.Is(err, fs.ErrPermission):
-		return "root and the service's own user may use the socket"
+		return "members of the service's group may use the socket, and operators.local says who of them may do what"
 	}
 	return ""
 }
@@ -132,6 +132,13 @@ func printStatus(w io.Writer, s operator.Status) {
 	p("version\t%s\nstarted\t%s\npolicy\t%s\n", s.Version, s.Started.Format(time.RFC3339), s.Policy)
 	p("log\t%s, %d records, root %s\n", s.Log.Origin, s.Log.Size, s.Log.Root)
 	p("token\t%s, serial %s, %d operations, %d failed\n", s.Token.Label, s.Token.Serial, s.Token.Operations, s.Token.Failures)
+	p("operators\t%d with keys, %d local\n", s.Operators.People, s.Operators.Local)
+	if s.Operators.LocalDefault {
+		p("\tthe configuration has no operators.local: root and the service's own user are administrators\n")
+	}
+	if len(s.Operators.TwoPerson) > 0 {
+		p("\ttwo people for %s\n", strings.Join(s.Operators.TwoPerson, ", "))
+	}
 	for _, pr := range s.Profiles {
 		p("profile\t%s\t%s\n", pr.Name, pr.URL)
 	}
