@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,8 +72,9 @@ type world struct {
 	*httptest.Server
 	*authority.Pipeline
 	*operator.Service
-	dir string
-	log *audit.Log
+	options operator.Options
+	dir     string
+	log     *audit.Log
 }
 
 // newWorld serves the API to whom the header X-Who names: alice is an
@@ -105,7 +107,7 @@ func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 	for _, role := range acts.Roles() {
 		rules.People = append(rules.People, acts.Person{Name: "the " + string(role), ID: string(role), Roles: []acts.Role{role}})
 	}
-	o := operator.Options{
+	w.options = operator.Options{
 		Acts: w.Pipeline, Index: index, Log: w.log,
 		Scan: func(from uint64, fn func(audit.Line) error) error { return audit.Scan(w.dir, from, fn) },
 		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {
@@ -114,16 +116,23 @@ func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 		Status: func(context.Context) operator.Status { panic("a fault of ours") },
 		Origin: "corp.example/log", Rules: rules, Now: time.Now, Zap: zap.NewNop(),
 	}
-	for _, f := range tune {
-		f(&o)
-	}
-	w.Service = operator.New(o)
-	w.Server = httptest.NewServer(gate.Operators(w.Service, func(r *http.Request) (rpc.Actor, bool) {
+	w.again(tune...)
+	w.Server = httptest.NewServer(gate.Operators(w, func(r *http.Request) (rpc.Actor, bool) {
 		who := r.Header.Get("X-Who")
 		return rpc.Actor{Kind: "operator", ID: who, Source: "test"}, who != "mallory"
 	}, zap.NewNop()))
 	t.Cleanup(w.Close)
 	return w
+}
+
+// again makes a service that knows nothing but the log and the index.
+func (w *world) again(tune ...func(*operator.Options)) {
+	o := w.options
+	o.Rules.People = slices.Clone(o.Rules.People)
+	for _, f := range tune {
+		f(&o)
+	}
+	w.Service = operator.New(o)
 }
 
 type answer struct {
