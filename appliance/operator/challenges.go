@@ -46,7 +46,7 @@ func (s *Service) alone(ctx context.Context, r *request, name string, p acts.Par
 	}
 	if s.Rules.NeedsTwo(name) {
 		return 0, nil, refuse(http.StatusForbidden, fmt.Sprintf("%s takes %d people here", name, acts.Signers),
-			"with --order FILE the same command writes an order; each person signs it with postern order sign, and postern order submit sends it")
+			"with --act FILE the same command writes the act down; each person signs it with postern act sign, and postern act submit sends it")
 	}
 	return s.perform(ctx, r.who, name, p)
 }

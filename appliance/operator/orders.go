@@ -62,18 +62,18 @@ func (s *Service) approve(r *request, act acts.Act, signed acts.Signed) (audit.E
 	}
 	switch now := s.Now(); {
 	case o.Origin != s.Origin:
-		return audit.Entry{}, refuse(http.StatusConflict, fmt.Sprintf("the order is for %.100q, and this is %q", o.Origin, s.Origin), "")
+		return audit.Entry{}, refuse(http.StatusConflict, fmt.Sprintf("the act is for %.100q, and this is %q", o.Origin, s.Origin), "")
 	case !now.Before(until):
-		return audit.Entry{}, refuse(http.StatusConflict, "the order ended at "+until.Format(time.RFC3339), "write a new one, and have it signed")
+		return audit.Entry{}, refuse(http.StatusConflict, "the act ended at "+until.Format(time.RFC3339), "write a new one, and have it signed")
 	case until.After(now.Add(acts.MaxLife)):
-		return audit.Entry{}, refuse(http.StatusConflict, fmt.Sprintf("the order ends more than %s from now", acts.MaxLife), "write a new one, and have it signed")
+		return audit.Entry{}, refuse(http.StatusConflict, fmt.Sprintf("the act ends more than %s from now", acts.MaxLife), "write a new one, and have it signed")
 	}
 	signers, err := s.signers(act, canonical, signed.Signatures)
 	if err != nil {
 		return audit.Entry{}, err
 	}
 	return audit.Entry{Event: eventOperator, Outcome: outApproved, Request: o.ID, Actor: r.who, Object: audit.Object{
-		"act": o.Act, "order": o.Object(), "signers": signers,
+		"act": o.Act, "signed": o.Object(), "signers": signers,
 	}}, nil
 }
 
@@ -87,15 +87,15 @@ func (s *Service) signers(act acts.Act, canonical []byte, signatures []acts.Sign
 		p, known := s.Rules.Who(id)
 		switch {
 		case !known:
-			return nil, refuse(http.StatusForbidden, "the order is signed with a key that is no operator's: "+id, "operators.people names their keys")
+			return nil, refuse(http.StatusForbidden, "the act is signed with a key that is no operator's: "+id, "operators.people names their keys")
 		case seen[id]:
-			return nil, refuse(http.StatusForbidden, p.Name+" has signed the order twice", fmt.Sprintf("it takes %d people", acts.Signers))
+			return nil, refuse(http.StatusForbidden, p.Name+" has signed the act twice", fmt.Sprintf("it takes %d people", acts.Signers))
 		case !act.May(p.Roles):
-			return nil, refuse(http.StatusForbidden, fmt.Sprintf("%s has signed the order, and may not: %s", p.Name, act.Name),
+			return nil, refuse(http.StatusForbidden, fmt.Sprintf("%s has signed the act, and may not: %s", p.Name, act.Name),
 				"it takes one of the roles "+words(act.Roles))
 		}
 		if err := sig.Verify(canonical); err != nil {
-			return nil, refuse(http.StatusForbidden, fmt.Sprintf("the signature of %s: %v", p.Name, err), "was the order changed after it was signed?")
+			return nil, refuse(http.StatusForbidden, fmt.Sprintf("the signature of %s: %v", p.Name, err), "was the act changed after it was signed?")
 		}
 		seen[id] = true
 		out = append(out, audit.Object{
@@ -103,8 +103,8 @@ func (s *Service) signers(act acts.Act, canonical []byte, signatures []acts.Sign
 		})
 	}
 	if len(out) < acts.Signers {
-		return nil, refuse(http.StatusForbidden, fmt.Sprintf("%s takes %d people, and %d signed the order", act.Name, acts.Signers, len(out)),
-			"postern order sign --key FILE --cert FILE ORDER")
+		return nil, refuse(http.StatusForbidden, fmt.Sprintf("%s takes %d people, and %d signed the act", act.Name, acts.Signers, len(out)),
+			"postern act sign --key FILE --cert FILE ACT")
 	}
 	return out, nil
 }
@@ -113,7 +113,7 @@ func (s *Service) signers(act acts.Act, canonical []byte, signatures []acts.Sign
 // line has to be the one that the order knows, and no line after it may be the
 // record of this order. The log forgets nothing over a restart.
 func (s *Service) unused(ctx context.Context, o acts.Order) error {
-	other := refuse(http.StatusConflict, "the order was written for another log, or for one that went another way since", "write a new one, and have it signed")
+	other := refuse(http.StatusConflict, "the act was written for another log, or for one that went another way since", "write a new one, and have it signed")
 	if o.Place.Size > s.Log.Head().Size {
 		return other
 	}
@@ -126,7 +126,7 @@ func (s *Service) unused(ctx context.Context, o acts.Order) error {
 			}
 		}
 		if l.Record.Event == eventOperator && l.Record.Outcome == outApproved && l.Record.Request == o.ID {
-			return refuse(http.StatusConflict, "the order was carried out before", "postern audit show --req "+o.ID)
+			return refuse(http.StatusConflict, "the act was carried out before", "postern audit show --req "+o.ID)
 		}
 		return ctx.Err()
 	})
@@ -134,7 +134,7 @@ func (s *Service) unused(ctx context.Context, o acts.Order) error {
 		err = other
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = refuse(http.StatusServiceUnavailable, "too much was recorded since the order was written to look through it", "write a new one, and have it signed")
+		err = refuse(http.StatusServiceUnavailable, "too much was recorded since the act was written to look through it", "write a new one, and have it signed")
 	}
 	return err
 }

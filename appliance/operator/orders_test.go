@@ -107,7 +107,7 @@ func (w *world) submit(t *testing.T, s acts.Signed, header ...string) answer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return w.do(t, http.MethodPost, "/api/v1/orders", string(body), header...)
+	return w.do(t, http.MethodPost, "/api/v1/acts", string(body), header...)
 }
 
 func TestTwoPeopleOrderAndItStandsInTheLog(t *testing.T) {
@@ -125,7 +125,7 @@ func TestTwoPeopleOrderAndItStandsInTheLog(t *testing.T) {
 			t.Fatalf("%v: %d orders and %d challenges are recorded", who, len(approved), len(created))
 		}
 		r := approved[n]
-		if r.Request != order.ID || r.Actor.ID != "alice" || r.Object.String("act") != "challenge.create" || len(r.Object.Objects("signers")) != len(who) {
+		if r.Request != order.ID || r.Actor.ID != "alice" || r.Object.String("act") != "challenge.create" || r.Object.Object("signed").String("id") != order.ID || len(r.Object.Objects("signers")) != len(who) {
 			t.Errorf("%+v", r)
 		}
 		for i, s := range r.Object.Objects("signers") {
@@ -159,7 +159,7 @@ func TestTheRecordIsEvidenceByItself(t *testing.T) {
 	}
 	var line struct {
 		Ob struct {
-			Order   json.RawMessage
+			Signed  json.RawMessage
 			Signers []struct{ SPKI, Signature []byte }
 		}
 	}
@@ -169,7 +169,7 @@ func TestTheRecordIsEvidenceByItself(t *testing.T) {
 	}
 	dir, ann := t.TempDir(), line.Ob.Signers[0]
 	for name, data := range map[string][]byte{
-		"order": line.Ob.Order, "other": bytes.ReplaceAll(line.Ob.Order, []byte("a.corp"), []byte("b.corp")), "spki": ann.SPKI, "signature": ann.Signature,
+		"order": line.Ob.Signed, "other": bytes.ReplaceAll(line.Ob.Signed, []byte("a.corp"), []byte("b.corp")), "spki": ann.SPKI, "signature": ann.Signature,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
@@ -199,16 +199,16 @@ func TestAnOrderThatIsNotGoodIsRefusedAndRecorded(t *testing.T) {
 		"no signature":  {func(w *world) acts.Signed { return people.signed(t, w.order()) }, "", 403, "0 signed"},
 		"one signature": {func(w *world) acts.Signed { return people.signed(t, w.order(), "ann") }, "", 403, "takes 2 people, and 1 signed"},
 		"one person twice": {
-			func(w *world) acts.Signed { return people.signed(t, w.order(), "ann", "ann") }, "", 403, "ann has signed the order twice",
+			func(w *world) acts.Signed { return people.signed(t, w.order(), "ann", "ann") }, "", 403, "ann has signed the act twice",
 		},
 		"one person three times": {
-			func(w *world) acts.Signed { return people.signed(t, w.order(), "ben", "ann", "ben") }, "", 403, "ben has signed the order twice",
+			func(w *world) acts.Signed { return people.signed(t, w.order(), "ben", "ann", "ben") }, "", 403, "ben has signed the act twice",
 		},
 		"a person without the role": {
-			func(w *world) acts.Signed { return people.signed(t, w.order(), "ann", "audit") }, "", 403, "audit has signed the order, and may not",
+			func(w *world) acts.Signed { return people.signed(t, w.order(), "ann", "audit") }, "", 403, "audit has signed the act, and may not",
 		},
 		"a person without the role beside two with it": {
-			func(w *world) acts.Signed { return people.signed(t, w.order(), "ann", "ben", "audit") }, "", 403, "audit has signed the order, and may not",
+			func(w *world) acts.Signed { return people.signed(t, w.order(), "ann", "ben", "audit") }, "", 403, "audit has signed the act, and may not",
 		},
 		"a key that nobody has": {
 			func(w *world) acts.Signed { return people.signed(t, w.order(), "ann", "no") }, "", 403, "no operator's",
@@ -257,7 +257,7 @@ func TestAnOrderThatIsNotGoodIsRefusedAndRecorded(t *testing.T) {
 		"for an act that only reads": {
 			func(w *world) acts.Signed {
 				return people.signed(t, w.order(func(o *acts.Order) { o.Act = acts.ShowRecords }), "ann", "ben")
-			}, "", 400, "can be ordered",
+			}, "", 400, "no act that people sign",
 		},
 		"with another act's parameters": {
 			func(w *world) acts.Signed {
@@ -286,7 +286,7 @@ func TestAnOrderThatIsNotGoodIsRefusedAndRecorded(t *testing.T) {
 				t.Errorf("%d records of what was not done", n)
 			}
 			got := append(w.records(t, "operator", "denied"), w.records(t, "operator", "refused")...)
-			if len(got) != 1 || got[0].Actor.ID != who || got[0].Object.String("why") == "" || tt.code != 400 && who != "auditor" && got[0].Object.String("order") == "" {
+			if len(got) != 1 || got[0].Actor.ID != who || got[0].Object.String("why") == "" || tt.code != 400 && who != "auditor" && got[0].Object.String("id") == "" {
 				t.Errorf("records: %+v", got)
 			}
 		})
@@ -333,7 +333,7 @@ func TestAnOrderIsCarriedOutOnce(t *testing.T) {
 func TestOnePersonDoesNotDoWhatTakesTwo(t *testing.T) {
 	w := newWorld(t, newOffice(t).rules(t))
 	p := w.do(t, http.MethodPost, "/api/v1/challenges", one).problem(t)
-	if !strings.Contains(p.Error, "takes 2 people") || !strings.Contains(p.Hint, "--order") {
+	if !strings.Contains(p.Error, "takes 2 people") || !strings.Contains(p.Hint, "--act") {
 		t.Errorf("%+v", p)
 	}
 	if got := w.records(t, "operator", "denied"); len(got) != 1 || got[0].Object.String("act") != "challenge.create" {

@@ -44,7 +44,7 @@ func TestEachRoleDoesWhatTheTableSays(t *testing.T) {
 		acts.ListCertificates: {"GET", "/api/v1/certificates", "", 200},
 		acts.ShowCertificate:  {"GET", "/api/v1/certificates/00", "", 404},
 		acts.ShowRecords:      {"GET", "/api/v1/records?req=x", "", 404},
-		acts.SubmitOrder:      {"POST", "/api/v1/orders", "{}", 400},
+		acts.SubmitOrder:      {"POST", "/api/v1/acts", "{}", 400},
 	}
 	if len(matrix) != len(acts.Table()) || len(tries) != len(matrix) || len(columns) != len(acts.Roles()) {
 		t.Fatal("the table has acts or roles that are not tried here")

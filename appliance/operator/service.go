@@ -229,7 +229,7 @@ func (s *Service) safely(ctx context.Context, r *request) (code int, answer any,
 // note records an attempt that came to nothing, also of somebody who hung up.
 func (s *Service) note(ctx context.Context, r *request, out, why string) {
 	o := audit.Object{"method": cut(r.Method), "path": cut(r.Path)}
-	for key, value := range map[string]string{"why": why, "act": r.act, "order": r.order} {
+	for key, value := range map[string]string{"why": why, "act": r.act, "id": r.order} {
 		if value != "" {
 			o[key] = cut(value)
 		}
@@ -261,7 +261,7 @@ func (s *Service) failure(err error) (int, Problem) {
 	case errors.Is(err, authority.ErrNotOpen):
 		return http.StatusConflict, Problem{Error: err.Error(), Hint: "postern challenge list says how it is"}
 	case errors.Is(err, acts.ErrForm):
-		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern challenge create --order FILE writes one"}
+		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern challenge create --act FILE writes one"}
 	case errors.Is(err, authority.ErrBadRequest):
 		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "the profile's rules decide: subject, san and challenge"}
 	}

@@ -6,13 +6,17 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/postern-pki/postern/appliance/operator"
+	"github.com/postern-pki/postern/appliance/operator/acts"
 	"github.com/postern-pki/postern/policy"
 )
 
@@ -23,7 +27,13 @@ const (
 )
 
 func (a *app) challengeCmd() *cobra.Command {
-	c := &cobra.Command{Use: "challenge", Short: "Create one-time challenges"}
+	c := &cobra.Command{Use: "challenge", Short: "Create, list and revoke one-time challenges"}
+	c.AddCommand(a.challengeCreateCmd(), a.challengeListCmd(), a.challengeRevokeCmd())
+	return c
+}
+
+func (a *app) challengeCreateCmd() *cobra.Command {
+	var w written
 	var asked operator.ChallengeRequest
 	var san []string
 	var ttl time.Duration
@@ -53,10 +63,19 @@ func (a *app) challengeCmd() *cobra.Command {
 				return err
 			}
 			asked.DNS = names
-			if batch == "" {
+			if batch == "" && w.file == "" {
 				return a.createOne(cmd, asked)
 			}
-			return a.createBatch(cmd, asked, batch)
+			list, at := []operator.ChallengeRequest{asked}, []int{1}
+			if batch != "" {
+				if list, at, err = a.readBatch(asked, batch); err != nil {
+					return err
+				}
+			}
+			if w.file != "" {
+				return a.writeAct(cmd, w, createAct(list), acts.Parameters{Challenges: list})
+			}
+			return a.createBatch(cmd, list, at)
 		},
 	}
 	f := create.Flags()
@@ -65,8 +84,16 @@ func (a *app) challengeCmd() *cobra.Command {
 	f.StringArrayVar(&san, "san", nil, "subject alternative `name` that it binds, such as dns:host.example; may be repeated")
 	f.DurationVar(&ttl, "ttl", 0, "time to live, such as 30m (default and most: the profile's)")
 	f.StringVar(&batch, "batch", "", "`file` with one subject a line, and after a tab its dns: names; - is standard input")
-	c.AddCommand(create)
-	return c
+	w.flags(create)
+	return create
+}
+
+// createAct is the act that creates so many challenges.
+func createAct(list []operator.ChallengeRequest) string {
+	if len(list) == 1 {
+		return acts.CreateChallenge
+	}
+	return acts.CreateChallenges
 }
 
 // dnsNames reads names of the form dns:host.
@@ -90,29 +117,32 @@ func (a *app) createOne(cmd *cobra.Command, asked operator.ChallengeRequest) err
 	if len(made) != 1 {
 		return failed("", "the service made %d challenges instead of one", len(made))
 	}
-	return a.print(made[0], func(w io.Writer) {
-		m := made[0]
+	return a.printChallenge(made[0])
+}
+
+func (a *app) printChallenge(m operator.Challenge) error {
+	return a.print(m, func(w io.Writer) {
 		_, _ = fmt.Fprintf(w, "challenge\t%s\nid\t%s\nprofile\t%s\nsubject\t%s\nexpires\t%s\n",
 			m.Challenge, m.ID, m.Profile, m.Subject, m.Expires.Format(time.RFC3339))
 	})
 }
 
-// createBatch reads all lines before it creates anything, and prints one line
-// for each: the challenge alone, or its JSON.
-func (a *app) createBatch(cmd *cobra.Command, like operator.ChallengeRequest, path string) error {
+// readBatch reads all lines of a file: nothing is created of a file with a fault.
+func (a *app) readBatch(like operator.ChallengeRequest, path string) ([]operator.ChallengeRequest, []int, error) {
 	in := a.in
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
-			return failed("", "reading the batch: %w", err)
+			return nil, nil, failed("", "reading the batch: %w", err)
 		}
 		defer func() { _ = f.Close() }()
 		in = f
 	}
-	asked, at, err := batchOf(in, like)
-	if err != nil {
-		return err
-	}
+	return batchOf(in, like)
+}
+
+// createBatch prints one line for each challenge: the challenge alone, or its JSON.
+func (a *app) createBatch(cmd *cobra.Command, asked []operator.ChallengeRequest, at []int) error {
 	for len(asked) > 0 {
 		n := min(len(asked), batchSize)
 		var made []operator.Challenge
@@ -164,4 +194,78 @@ func batchOf(in io.Reader, like operator.ChallengeRequest) (asked []operator.Cha
 		return nil, nil, failed("one subject a line", "the batch is empty")
 	}
 	return asked, at, nil
+}
+
+func (a *app) challengeListCmd() *cobra.Command {
+	var profile, state string
+	var limit int
+	list := &cobra.Command{
+		Use: "list", Short: "List challenges without their secrets, newest first", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if limit < 1 || limit > 1000 {
+				return misused("--limit 100", "a list has 1 to 1000 challenges")
+			}
+			if state != "" && !slices.Contains(challengeStates(), state) {
+				return misused("--state "+strings.Join(challengeStates(), ", "), "no state %q", state)
+			}
+			q := url.Values{"limit": {strconv.Itoa(limit)}}
+			for key, v := range map[string]string{"profile": profile, "state": state} {
+				if v != "" {
+					q.Set(key, v)
+				}
+			}
+			var l operator.Challenges
+			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/challenges?"+q.Encode(), nil, &l); err != nil {
+				return err
+			}
+			return a.print(l, func(w io.Writer) {
+				_, _ = fmt.Fprintln(w, "ID\tSTATE\tPROFILE\tREFUSALS\tEXPIRES\tSUBJECT")
+				for _, c := range l.Challenges {
+					_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", c.ID, c.State, c.Profile, c.Refusals, c.Expires.Format(time.RFC3339), shown(c.Subject))
+				}
+			})
+		},
+	}
+	f := list.Flags()
+	f.StringVar(&profile, "profile", "", "of this `profile`")
+	f.StringVar(&state, "state", "", "in this `state`: "+strings.Join(challengeStates(), ", "))
+	f.IntVar(&limit, "limit", 100, "at most so many, 1 to 1000")
+	return list
+}
+
+func challengeStates() []string { return []string{"open", "spent", "revoked"} }
+
+func (a *app) challengeRevokeCmd() *cobra.Command {
+	var apply bool
+	var w written
+	revoke := &cobra.Command{
+		Use: "revoke ID", Short: "Revoke an open challenge", Args: cobra.ExactArgs(1),
+		Example: "  postern challenge revoke mfrggzdfmztwq2lknnwg23tpoa --apply",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			id := args[0]
+			if id == "" || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz234567") != "" {
+				return misused("postern challenge list", "no challenge has an id like %q", id)
+			}
+			if w.file != "" {
+				return a.writeAct(cmd, w, acts.RevokeChallenge, acts.Parameters{Challenge: id})
+			}
+			if !apply {
+				return a.print(map[string]string{"would_revoke": id}, func(w io.Writer) {
+					_, _ = fmt.Fprintf(w, "would revoke challenge %s; nothing was changed: say --apply\n", id)
+				})
+			}
+			var done operator.Revoked
+			if err := a.call(cmd.Context(), http.MethodDelete, "/api/v1/challenges/"+id, nil, &done); err != nil {
+				return err
+			}
+			return a.printRevoked(done)
+		},
+	}
+	revoke.Flags().BoolVar(&apply, "apply", false, "do it")
+	w.flags(revoke)
+	return revoke
+}
+
+func (a *app) printRevoked(done operator.Revoked) error {
+	return a.print(done, func(w io.Writer) { _, _ = fmt.Fprintf(w, "challenge %s is revoked\n", done.ID) })
 }

@@ -31,13 +31,13 @@ const (
 )
 
 // OrderType tells an order from everything else that a person's key may sign.
-const OrderType = "postern operator order 1"
+const OrderType = "postern operator act 1"
 
 // Errors of an order.
 var (
-	ErrForm      = errors.New("not an order")
-	ErrSignature = errors.New("not this key's signature on this order")
-	ErrKey       = errors.New("a key that cannot sign orders: ECDSA P-256, P-384 or P-521, Ed25519, or RSA of 2048 to 8192 bits")
+	ErrForm      = errors.New("not an act that people sign")
+	ErrSignature = errors.New("not this key's signature on this act")
+	ErrKey       = errors.New("a key that cannot sign acts: ECDSA P-256, P-384 or P-521, Ed25519, or RSA of 2048 to 8192 bits")
 )
 
 // A ChallengeRequest asks for one challenge.
@@ -62,10 +62,11 @@ type Place struct {
 	Last string `json:"last"`
 }
 
-// An Order is an act that several people sign.
+// An Order is an act to be done once, as people sign it; in files and records it
+// is called the act.
 type Order struct {
 	Type       string     `json:"type"`
-	Act        string     `json:"act"`
+	Act        string     `json:"name"`
 	Origin     string     `json:"origin"` // of the log
 	Place      Place      `json:"place"`
 	ID         string     `json:"id"`
@@ -107,7 +108,7 @@ func (o Order) Object() map[string]any {
 		p["challenges"] = list
 	}
 	return map[string]any{
-		"type": o.Type, "act": o.Act, "origin": o.Origin, "place": map[string]any{"size": o.Place.Size, "last": o.Place.Last},
+		"type": o.Type, "name": o.Act, "origin": o.Origin, "place": map[string]any{"size": o.Place.Size, "last": o.Place.Last},
 		"id": o.ID, "expires": o.Expires, "parameters": p,
 	}
 }
@@ -122,7 +123,7 @@ func (o Order) Canonical() ([]byte, error) {
 	case o.Type != OrderType:
 		return nil, fmt.Errorf("%w: its type is %.40q", ErrForm, o.Type)
 	case !act.Changes:
-		return nil, fmt.Errorf("%w: no act %.40q can be ordered", ErrForm, o.Act)
+		return nil, fmt.Errorf("%w: %.40q is no act that people sign", ErrForm, o.Act)
 	case !idForm.MatchString(o.ID), o.Place.Size == 0, !hashForm.MatchString(o.Place.Last), o.Origin == "":
 		return nil, fmt.Errorf("%w: id, origin or place is missing or has another form", ErrForm)
 	case o.Act == RevokeChallenge && (o.Parameters.Challenge == "" || len(o.Parameters.Challenges) > 0),
@@ -240,7 +241,7 @@ func digestOf(h crypto.Hash, message []byte) []byte {
 
 // Signed is an order with its signatures, as it lies in a file and is sent.
 type Signed struct {
-	Order      Order       `json:"order"`
+	Order      Order       `json:"act"`
 	Signatures []Signature `json:"signatures"`
 }
 

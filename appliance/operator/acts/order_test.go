@@ -30,10 +30,10 @@ func TestTheCanonicalFormSaysEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{"act":"challenge.batch","expires":"2027-01-02T02:04:05Z","id":"` + o.ID + `","origin":"corp.example/log",` +
+	want := `{"expires":"2027-01-02T02:04:05Z","id":"` + o.ID + `","name":"challenge.batch","origin":"corp.example/log",` +
 		`"parameters":{"challenges":[{"profile":"wifi","subject":"CN=a.corp.example"},` +
 		`{"dns":["b.corp.example"],"profile":"wifi","subject":"CN=b \"ü\" <&>","ttl":"5m"}]},` +
-		`"place":{"last":"` + strings.Repeat("0f", 32) + `","size":7},"type":"postern operator order 1"}`
+		`"place":{"last":"` + strings.Repeat("0f", 32) + `","size":7},"type":"postern operator act 1"}`
 	if string(got) != want {
 		t.Errorf("%s\nwant\n%s", got, want)
 	}
@@ -100,11 +100,11 @@ func TestWhatIsNoOrder(t *testing.T) {
 		"nothing":               "",
 		"something behind":      whole + "{}",
 		"cut short":             whole[:len(whole)-1],
-		"an unknown field":      strings.Replace(whole, `"act"`, `"cat"`, 1),
+		"an unknown field":      strings.Replace(whole, `"name"`, `"mane"`, 1),
 		"a file too large":      whole + strings.Repeat(" ", 128<<10),
 		"an order too large":    good(func(s *acts.Signed) { s.Order.Parameters.Challenges[0].Subject = strings.Repeat("x", acts.MaxOrder) }),
 		"too many signatures":   good(func(s *acts.Signed) { s.Signatures = make([]acts.Signature, acts.MaxSignatures+1) }),
-		"another type":          good(func(s *acts.Signed) { s.Order.Type = "postern operator order 2" }),
+		"another type":          good(func(s *acts.Signed) { s.Order.Type = "postern operator act 2" }),
 		"no act":                good(func(s *acts.Signed) { s.Order.Act = "" }),
 		"no parameters":         good(func(s *acts.Signed) { s.Order.Parameters = acts.Parameters{} }),
 		"one for a batch":       good(func(s *acts.Signed) { s.Order.Parameters.Challenges = s.Order.Parameters.Challenges[:1] }),
@@ -131,7 +131,7 @@ func FuzzParseSigned(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(data)
-	f.Add([]byte(`{"order":{"parameters":{"challenge":"x"}},"signatures":null}`))
+	f.Add([]byte(`{"act":{"parameters":{"challenge":"x"}},"signatures":null}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s, err := acts.ParseSigned(data)
 		if err != nil {

@@ -45,7 +45,7 @@ const (
 	ListCertificates = "certificate.list"
 	ShowCertificate  = "certificate.show"
 	ShowRecords      = "record.show"
-	SubmitOrder      = "order.submit" // the act in the order has a row of its own
+	SubmitOrder      = "act.submit" // the act that was signed has a row of its own
 )
 
 // An Act is a row of the table: where it is in the API, and whose it is. Path is
@@ -70,7 +70,7 @@ func Table() []Act {
 		{ListCertificates, http.MethodGet, "/api/v1/certificates", false, readers},
 		{ShowCertificate, http.MethodGet, "/api/v1/certificates/*", false, readers},
 		{ShowRecords, http.MethodGet, "/api/v1/records", false, readers},
-		{SubmitOrder, http.MethodPost, "/api/v1/orders", false, []Role{Administrator, RegistrationOfficer, SecurityOfficer}},
+		{SubmitOrder, http.MethodPost, "/api/v1/acts", false, []Role{Administrator, RegistrationOfficer, SecurityOfficer}},
 	}
 }
 
