@@ -171,4 +171,7 @@ func (l *loader) twoPerson() {
 		}
 		l.c.Rules.TwoPerson = append(l.c.Rules.TwoPerson, name)
 	}
+	if l.c.Rules.NeedsTwo(acts.CreateChallenge) && !l.c.Rules.NeedsTwo(acts.CreateChallenges) {
+		l.fault("operators.two_person", "one person could create challenges two at a time: name "+acts.CreateChallenges+" too", "")
+	}
 }

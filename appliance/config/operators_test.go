@@ -47,11 +47,11 @@ func TestOperatorsAreResolved(t *testing.T) {
 		"local:",
 		"  - {uid: 4711, roles: [monitor]}",
 		"  - {user: root, roles: [auditor]}",
-		"two_person: [challenge.create]"))
+		"two_person: [challenge.create, challenge.batch]"))
 	if faults != nil {
 		t.Fatal(faults)
 	}
-	want := acts.Rules{TwoPerson: []string{"challenge.create"}, People: []acts.Person{
+	want := acts.Rules{TwoPerson: []string{"challenge.create", "challenge.batch"}, People: []acts.Person{
 		{Name: "alice", ID: "key:" + keyA, Roles: []acts.Role{acts.RegistrationOfficer, acts.SecurityOfficer}},
 		{Name: "bob", ID: "key:" + hex.EncodeToString(sum[:]), Roles: []acts.Role{acts.Administrator}},
 		{Name: "carol", ID: "key:" + keyB, Roles: []acts.Role{acts.Auditor}},
@@ -101,30 +101,31 @@ func TestFaultsOfOperatorsNameTheirPlace(t *testing.T) {
 		path, nearest string
 		line          int
 	}{
-		"an auditor with another role":         {person("key: " + keyA + ", roles: [auditor, monitor]"), "operators.people[0].roles", "", 28},
-		"a local auditor with another role":    {[]string{"local:", "  - {uid: 1, roles: [security-officer, auditor]}"}, "operators.local[0].roles", "", 28},
-		"no such role":                         {person("key: " + keyA + ", roles: [monitr]"), "operators.people[0].roles[0]", "monitor", 28},
-		"a role twice":                         {person("key: " + keyA + ", roles: [monitor, monitor]"), "operators.people[0].roles[1]", "", 28},
-		"no role":                              {person("key: " + keyA), "operators.people[0].roles", "", 28},
-		"an empty list of roles":               {person("key: " + keyA + ", roles: []"), "operators.people[0].roles", "", 28},
-		"no key":                               {person("roles: [monitor]"), "operators.people[0]", "", 28},
-		"key and certificate":                  {person("key: " + keyA + ", certificate: audit.pem, roles: [monitor]"), "operators.people[0]", "", 28},
-		"a key that is no digest":              {person("key: " + keyA[1:] + ", roles: [monitor]"), "operators.people[0].key", "", 28},
-		"a certificate that is missing":        {person("certificate: gone.pem, roles: [monitor]"), "operators.people[0].certificate", "", 28},
-		"nobody's key":                         {[]string{"people:", "  - {key: " + keyA + ", roles: [monitor]}"}, "operators.people[0].name", "", 28},
-		"a name twice":                         {append(person("key: "+keyA+", roles: [monitor]"), "  - {name: alice, key: "+keyB+", roles: [monitor]}"), "operators.people[1].name", "", 29},
-		"a key twice":                          {append(person("key: "+keyA+", roles: [monitor]"), "  - {name: bob, key: "+keyA+", roles: [monitor]}"), "operators.people[1]", "", 29},
-		"neither uid nor user":                 {[]string{"local:", "  - {roles: [monitor]}"}, "operators.local[0]", "", 28},
-		"uid and user":                         {[]string{"local:", "  - {uid: 0, user: root, roles: [monitor]}"}, "operators.local[0]", "", 28},
-		"a uid that nobody has":                {[]string{"local:", "  - {uid: -1, roles: [monitor]}"}, "operators.local[0].uid", "", 28},
-		"no such user":                         {[]string{"local:", "  - {user: nobody-of-that-name, roles: [monitor]}"}, "operators.local[0].user", "", 28},
-		"a user twice":                         {[]string{"local:", "  - {uid: 0, roles: [monitor]}", "  - {user: root, roles: [monitor]}"}, "operators.local[1]", "", 29},
-		"the list of uids of before":           {[]string{"uids: [1000]"}, "operators.uids", "", 27},
-		"no such act":                          {two("challenge.creat", "administrator", "administrator"), "operators.two_person[0]", "challenge.create", 30},
-		"an act that only reads":               {two("record.show", "administrator", "administrator"), "operators.two_person[0]", "", 30},
-		"one person for two":                   {two("challenge.create", "administrator"), "operators.two_person[0]", "", 29},
-		"two people of whom one may":           {two("challenge.create", "administrator", "security-officer"), "operators.two_person[0]", "", 30},
-		"nobody but root and the service user": {[]string{"two_person: [challenge.create]"}, "operators.two_person[0]", "", 27},
+		"an auditor with another role":              {person("key: " + keyA + ", roles: [auditor, monitor]"), "operators.people[0].roles", "", 28},
+		"a local auditor with another role":         {[]string{"local:", "  - {uid: 1, roles: [security-officer, auditor]}"}, "operators.local[0].roles", "", 28},
+		"no such role":                              {person("key: " + keyA + ", roles: [monitr]"), "operators.people[0].roles[0]", "monitor", 28},
+		"a role twice":                              {person("key: " + keyA + ", roles: [monitor, monitor]"), "operators.people[0].roles[1]", "", 28},
+		"no role":                                   {person("key: " + keyA), "operators.people[0].roles", "", 28},
+		"an empty list of roles":                    {person("key: " + keyA + ", roles: []"), "operators.people[0].roles", "", 28},
+		"no key":                                    {person("roles: [monitor]"), "operators.people[0]", "", 28},
+		"key and certificate":                       {person("key: " + keyA + ", certificate: audit.pem, roles: [monitor]"), "operators.people[0]", "", 28},
+		"a key that is no digest":                   {person("key: " + keyA[1:] + ", roles: [monitor]"), "operators.people[0].key", "", 28},
+		"a certificate that is missing":             {person("certificate: gone.pem, roles: [monitor]"), "operators.people[0].certificate", "", 28},
+		"nobody's key":                              {[]string{"people:", "  - {key: " + keyA + ", roles: [monitor]}"}, "operators.people[0].name", "", 28},
+		"a name twice":                              {append(person("key: "+keyA+", roles: [monitor]"), "  - {name: alice, key: "+keyB+", roles: [monitor]}"), "operators.people[1].name", "", 29},
+		"a key twice":                               {append(person("key: "+keyA+", roles: [monitor]"), "  - {name: bob, key: "+keyA+", roles: [monitor]}"), "operators.people[1]", "", 29},
+		"neither uid nor user":                      {[]string{"local:", "  - {roles: [monitor]}"}, "operators.local[0]", "", 28},
+		"uid and user":                              {[]string{"local:", "  - {uid: 0, user: root, roles: [monitor]}"}, "operators.local[0]", "", 28},
+		"a uid that nobody has":                     {[]string{"local:", "  - {uid: -1, roles: [monitor]}"}, "operators.local[0].uid", "", 28},
+		"no such user":                              {[]string{"local:", "  - {user: nobody-of-that-name, roles: [monitor]}"}, "operators.local[0].user", "", 28},
+		"a user twice":                              {[]string{"local:", "  - {uid: 0, roles: [monitor]}", "  - {user: root, roles: [monitor]}"}, "operators.local[1]", "", 29},
+		"the list of uids of before":                {[]string{"uids: [1000]"}, "operators.uids", "", 27},
+		"no such act":                               {two("challenge.creat", "administrator", "administrator"), "operators.two_person[0]", "challenge.create", 30},
+		"an act that only reads":                    {two("record.show", "administrator", "administrator"), "operators.two_person[0]", "", 30},
+		"one person for two":                        {two("challenge.batch", "administrator"), "operators.two_person[0]", "", 29},
+		"two people of whom one may":                {two("challenge.batch", "administrator", "security-officer"), "operators.two_person[0]", "", 30},
+		"one challenge takes two, and two take one": {two("challenge.create", "administrator", "administrator"), "operators.two_person", "", 30},
+		"nobody but root and the service user":      {[]string{"two_person: [challenge.revoke]"}, "operators.two_person[0]", "", 27},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, faults := load(t, dir, withOperators(tt.lines...))

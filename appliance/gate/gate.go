@@ -7,8 +7,7 @@
 // To devices only what is routed here is served: the SCEP paths of configured
 // profiles. Everything else is answered 404 with a fixed text and recorded by
 // nobody, as it asks for nothing. From operators every request goes on to the
-// authority, which decides and records; only what another site sends through an
-// operator's browser ends here.
+// authority, which decides and records.
 //
 // # What it does not protect against
 //

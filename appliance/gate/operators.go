@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -23,20 +22,16 @@ const operateWithin = 50 * time.Second
 
 // Operators returns the handler of the operators' API: what is HTTP of it. Every
 // request becomes one call to the backend, which decides and records; actor says
-// who asks, and false where nobody knows. A browser that another site sends here,
-// with an operator's certificate in it, is turned away.
+// who asks, and false where nobody knows. The backend is told where another site
+// sent it, through a browser with an operator's certificate.
 func Operators(backend rpc.Operator, actor func(*http.Request) (rpc.Actor, bool), log *zap.Logger) http.Handler {
-	g := operators{backend, actor, log}
-	own := http.NewCrossOriginProtection()
-	own.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		g.problem(w, http.StatusForbidden, "a request from another site", "")
-	}))
-	return own.Handler(g)
+	return operators{backend, actor, http.NewCrossOriginProtection(), log}
 }
 
 type operators struct {
 	backend rpc.Operator
 	actor   func(*http.Request) (rpc.Actor, bool)
+	own     *http.CrossOriginProtection
 	log     *zap.Logger
 }
 
@@ -47,9 +42,8 @@ func (g operators) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		g.log.Error("operators: the authority did not answer", zap.Error(err))
 		w.Header().Set("Retry-After", "5")
-		g.problem(w, http.StatusServiceUnavailable, "the appliance did not answer",
-			"ask what became of it before you try again: postern status, and postern audit show")
-		return
+		answer = rpc.Answer{Code: http.StatusServiceUnavailable, Body: []byte(`{"error":"the appliance did not answer",` +
+			`"hint":"ask what became of it before you try again: postern status, and postern audit show"}` + "\n")}
 	}
 	g.write(w, answer)
 }
@@ -71,6 +65,9 @@ func (g operators) call(w http.ResponseWriter, r *http.Request) rpc.Call {
 			*part.text, c.Fault = (*part.text)[:part.most], rpc.TooLarge
 		}
 	}
+	if c.Fault == rpc.Whole && g.own.Check(r) != nil {
+		c.Fault = rpc.CrossSite
+	}
 	if !c.Allowed || c.Fault != rpc.Whole {
 		return c // nobody reads the body
 	}
@@ -83,14 +80,6 @@ func (g operators) call(w http.ResponseWriter, r *http.Request) rpc.Call {
 		c.Body = body
 	}
 	return c
-}
-
-func (g operators) problem(w http.ResponseWriter, code int, text, hint string) {
-	body, _ := json.Marshal(struct { // two strings: it cannot fail
-		Error string `json:"error"`
-		Hint  string `json:"hint,omitempty"`
-	}{text, hint})
-	g.write(w, rpc.Answer{Code: code, Body: append(body, '\n')})
 }
 
 func (g operators) write(w http.ResponseWriter, a rpc.Answer) {

@@ -281,6 +281,9 @@ func TestAnotherSiteCannotUseAnOperatorsBrowser(t *testing.T) {
 	if n := len(w.records(t, "challenge", "created")); n != 0 {
 		t.Errorf("%d challenges were created", n)
 	}
+	if got := w.records(t, "operator", "denied"); len(got) != 2 || got[0].Object.String("why") != "a request from another site" {
+		t.Errorf("records: %+v", got)
+	}
 }
 
 func TestAskingForWhatIsNotThere(t *testing.T) {

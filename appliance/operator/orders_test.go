@@ -53,7 +53,7 @@ func must2[A, B any](a A, b B, err error) func(*testing.T) (A, B) {
 // rules make everybody but "no" known: registration officers, and an auditor.
 func (o office) rules(t *testing.T) func(*operator.Options) {
 	return func(opt *operator.Options) {
-		opt.Rules.TwoPerson = []string{acts.CreateChallenge, acts.RevokeChallenge}
+		opt.Rules.TwoPerson = []string{acts.CreateChallenge, acts.CreateChallenges, acts.RevokeChallenge}
 		for name := range o {
 			role := acts.RegistrationOfficer
 			switch name {
@@ -332,18 +332,21 @@ func TestAnOrderIsCarriedOutOnce(t *testing.T) {
 
 func TestOnePersonDoesNotDoWhatTakesTwo(t *testing.T) {
 	w := newWorld(t, newOffice(t).rules(t))
-	p := w.do(t, http.MethodPost, "/api/v1/challenges", one).problem(t)
-	if !strings.Contains(p.Error, "takes 2 people") || !strings.Contains(p.Hint, "--act") {
-		t.Errorf("%+v", p)
-	}
-	if got := w.records(t, "operator", "denied"); len(got) != 1 || got[0].Object.String("act") != "challenge.create" {
-		t.Errorf("%+v", got)
-	}
 	two := one[:len(one)-1] + "," + one[1:]
-	if a := w.do(t, http.MethodPost, "/api/v1/challenges", two); a.code != http.StatusCreated {
-		t.Errorf("a batch, which the rule does not name: %d %s", a.code, a.body)
+	for n, tt := range []struct{ method, path, body, act string }{
+		{http.MethodPost, "/api/v1/challenges", one, "challenge.create"},
+		{http.MethodPost, "/api/v1/challenges", two, "challenge.batch"},
+		{http.MethodDelete, "/api/v1/challenges/x", "", "challenge.revoke"},
+	} {
+		p := w.do(t, tt.method, tt.path, tt.body).problem(t)
+		if !strings.Contains(p.Error, tt.act+" takes 2 people") || !strings.Contains(p.Hint, "--act") {
+			t.Errorf("%+v", p)
+		}
+		if got := w.records(t, "operator", "denied"); len(got) != n+1 || got[n].Object.String("act") != tt.act {
+			t.Errorf("%+v", got)
+		}
 	}
-	if n := len(w.records(t, "challenge", "created")); n != 2 {
+	if n := len(w.records(t, "challenge", "created")); n != 0 {
 		t.Errorf("%d challenges", n)
 	}
 }

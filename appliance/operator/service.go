@@ -209,6 +209,8 @@ func (s *Service) safely(ctx context.Context, r *request) (code int, answer any,
 	case rpc.Whole:
 	case rpc.TooLarge:
 		return 0, nil, refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is larger than %d bytes, or the path or query than %d", rpc.MaxBody, rpc.MaxPath), "")
+	case rpc.CrossSite:
+		return 0, nil, refuse(http.StatusForbidden, "a request from another site", "")
 	default:
 		return 0, nil, refuse(http.StatusBadRequest, "the body did not come whole", "")
 	}

@@ -29,12 +29,14 @@ type Actor struct{ Kind, ID, Source string }
 // A Fault says why a call is not whole.
 type Fault byte
 
-// The faults of a call. Too large: body, path or query is beyond its bound, the
-// body is left out and the others are cut. Broken: the body did not come whole.
+// The faults of a call, which comes without its body then. TooLarge: a part is
+// beyond its bound, and cut. Broken: the body did not come whole. CrossSite: another
+// site sent it, through an operator's browser.
 const (
 	Whole Fault = iota
 	TooLarge
 	Broken
+	CrossSite
 )
 
 // A Call is one request of an operator. Path is without escapes, Query with them.
@@ -68,7 +70,7 @@ func (c Call) AppendBinary(b []byte) ([]byte, error) {
 	if c.Allowed {
 		allowed = 1
 	}
-	if c.Fault > Broken {
+	if c.Fault > CrossSite {
 		return nil, fmt.Errorf("%w: fault %d", ErrMessage, c.Fault)
 	}
 	b = append(b, allowed, byte(c.Fault))
@@ -90,7 +92,7 @@ var callBounds = [...]int{MaxActor, MaxActor, MaxActor, MaxMethod, MaxPath, MaxP
 // DecodeCall reads what [Call.AppendBinary] wrote, and nothing else. The body is a
 // part of data, which the caller no longer changes.
 func DecodeCall(data []byte) (Call, error) {
-	if len(data) < 2 || data[0] > 1 || Fault(data[1]) > Broken {
+	if len(data) < 2 || data[0] > 1 || Fault(data[1]) > CrossSite {
 		return Call{}, fmt.Errorf("%w: a call's head", ErrMessage)
 	}
 	c := Call{Allowed: data[0] == 1, Fault: Fault(data[1])}

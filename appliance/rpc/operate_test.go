@@ -22,6 +22,7 @@ func calls() map[string]rpc.Call {
 			Path: strings.Repeat("p", rpc.MaxPath), Query: strings.Repeat("q", rpc.MaxPath),
 		},
 		"broken":       {Actor: who, Allowed: true, Fault: rpc.Broken, Method: "PUT"},
+		"cross-site":   {Actor: who, Allowed: true, Fault: rpc.CrossSite, Method: "DELETE"},
 		"a whole body": {Actor: who, Body: bytes.Repeat([]byte{'b'}, rpc.MaxBody)},
 	}
 }
@@ -76,7 +77,7 @@ func TestBounds(t *testing.T) {
 		"kind": {Actor: rpc.Actor{Kind: long(rpc.MaxActor)}}, "id": {Actor: rpc.Actor{ID: long(rpc.MaxActor)}},
 		"source": {Actor: rpc.Actor{Source: long(rpc.MaxActor)}}, "method": {Method: long(rpc.MaxMethod)},
 		"path": {Path: long(rpc.MaxPath)}, "query": {Query: long(rpc.MaxPath)}, "body": {Body: []byte(long(rpc.MaxBody))},
-		"fault": {Fault: rpc.Broken + 1},
+		"fault": {Fault: rpc.CrossSite + 1},
 	} {
 		if _, err := c.AppendBinary(nil); !errors.Is(err, rpc.ErrMessage) {
 			t.Errorf("%s: %v", name, err)
@@ -91,7 +92,7 @@ func TestBounds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for at, v := range map[int]byte{0: 2, 1: 3, 2: 0xff, 4: 2} {
+	for at, v := range map[int]byte{0: 2, 1: 4, 2: 0xff, 4: 2} {
 		bad := bytes.Clone(data)
 		bad[at] = v
 		bad = append(bad, make([]byte, 1024)...)

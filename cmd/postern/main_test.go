@@ -13,7 +13,10 @@ import (
 )
 
 // vars is what the scripts know of the one service that all of them share.
-var vars map[string]string
+var (
+	vars    map[string]string
+	running *site.Site
+)
 
 func TestMain(m *testing.M) {
 	testscript.Main(suite{m}, map[string]func(){"postern": main})
@@ -25,7 +28,8 @@ type suite struct{ *testing.M }
 // it is not one of their commands.
 func (s suite) Run() int {
 	ctx := context.Background()
-	return site.Main(ctx, "", func(running *site.Site) int {
+	return site.Main(ctx, "", func(made *site.Site) int {
+		running = made
 		var err error
 		if vars, err = prepare(ctx, running); err != nil {
 			fmt.Fprintln(os.Stderr, err)
