@@ -99,6 +99,18 @@ func TestAKeyWithoutARoleIsNobodys(t *testing.T) {
 	}
 }
 
+// Whom the gate does not vouch for is nobody, whatever they are called.
+func TestANameThatTheGateDoesNotVouchForIsNobodys(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.Operate(t.Context(), rpc.Call{Actor: rpc.Actor{Kind: "operator", ID: "alice"}, Method: "POST", Path: "/api/v1/challenges", Body: []byte(one)})
+	if err != nil || a.Code != http.StatusForbidden {
+		t.Errorf("%d %s, %v", a.Code, a.Body, err)
+	}
+	if n := len(w.records(t, "challenge", "created")); n != 0 || len(w.records(t, "operator", "denied")) != 1 {
+		t.Errorf("%d challenges were created", n)
+	}
+}
+
 func TestAnActOverAnotherLinkIsRefusedAndRecorded(t *testing.T) {
 	w := newWorld(t)
 	call := rpc.Call{Actor: rpc.Actor{Kind: "operator", ID: "alice", Source: "local"}, Allowed: true, Method: "POST", Path: "/api/v1/challenges", Body: []byte(one)}
