@@ -80,7 +80,7 @@ func dialHint(err error) string {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return "is posternd running? its journal says why not"
 	case errors.Is(err, fs.ErrPermission):
-		return "members of the service's group may use the socket, and operators.local says who of them may do what"
+		return "the socket's group may connect, and operators.local says who of them may do what"
 	}
 	return ""
 }
