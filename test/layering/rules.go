@@ -51,6 +51,7 @@ func onlyIn() map[string][]string {
 		"net/http/pprof":                      {},
 		"github.com/ThalesIgnite/crypto11":    {},
 		"github.com/caddyserver/certmagic":    {"tls", "appliance/courier"},
+		"github.com/mholt/acmez":              {"appliance/courier"},
 		"github.com/coreos/go-systemd/v22/":   {"tls/listen", "appliance", "cmd"},
 		"github.com/landlock-lsm/go-landlock": {"appliance/sandbox"},
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -45,14 +44,17 @@ func (s *Server) accept() error {
 // other.
 func (s *Server) admit(c net.Conn) {
 	from := source(c.RemoteAddr())
-	if why := s.limits.take(from); why != "" {
+	turn, why := s.limits.take(from, time.Now())
+	if why != "" {
 		_ = c.Close()
+		s.refused.Add(1)
 		s.seldom.Do(func() {
-			s.options.Log.Warn("connection refused", zap.String("source", c.RemoteAddr().String()), zap.String("why", why))
+			s.options.Log.Warn("connections refused", zap.Uint64("count", s.refused.Swap(0)),
+				zap.String("source", c.RemoteAddr().String()), zap.String("why", why))
 		})
 		return
 	}
-	counted := &countedConn{Conn: c, release: sync.OnceFunc(func() { s.limits.give(from) })}
+	counted := &countedConn{Conn: c, turn: turn, release: sync.OnceFunc(func() { s.limits.give(from) })}
 	s.handshakes.Go(func() { s.handshake(counted) })
 }
 
@@ -65,6 +67,11 @@ func (s *Server) handshake(c net.Conn) {
 	if err := t.HandshakeContext(ctx); err != nil {
 		s.refuse(c, err)
 		_ = c.Close()
+		return
+	}
+	if t.ConnectionState().NegotiatedProtocol == acmeProtocol {
+		_ = t.SetWriteDeadline(time.Now().Add(time.Second))
+		_ = t.Close() // a validation ends with its handshake (RFC 8737, section 3)
 		return
 	}
 	if !s.ready.put(s.ctx, t) {
@@ -90,71 +97,6 @@ func httpLike(b [5]byte) bool {
 		return true
 	}
 	return false
-}
-
-// source returns whom a connection is counted for: an IPv4 address, or the /64
-// that one IPv6 host has for itself.
-func source(a net.Addr) netip.Prefix {
-	ap, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return netip.Prefix{} // no TCP: all of them are one source
-	}
-	ip, bits := ap.Addr().Unmap().WithZone(""), 32
-	if ip.Is6() {
-		bits = 64
-	}
-	p, _ := ip.Prefix(bits)
-	return p
-}
-
-// A limiter counts open connections. Its table has an entry for each source with
-// a connection, so it is no larger than the total that it allows.
-type limiter struct {
-	perSource, total int
-
-	mu   sync.Mutex // guards what is below
-	open map[netip.Prefix]int
-	all  int
-}
-
-func newLimiter(perSource, total int) *limiter {
-	return &limiter{perSource: perSource, total: total, open: map[netip.Prefix]int{}}
-}
-
-// take counts a connection, or says why it may not be had.
-func (l *limiter) take(from netip.Prefix) (why string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case l.open[from] >= l.perSource:
-		return "too many connections from this source"
-	case l.all >= l.total:
-		return "too many connections"
-	}
-	l.open[from]++
-	l.all++
-	return ""
-}
-
-func (l *limiter) give(from netip.Prefix) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.all--
-	if l.open[from]--; l.open[from] == 0 {
-		delete(l.open, from)
-	}
-}
-
-// A countedConn gives its place back when it is closed.
-type countedConn struct {
-	net.Conn
-	release func()
-}
-
-// Close implements [net.Conn].
-func (c *countedConn) Close() error {
-	defer c.release()
-	return c.Conn.Close()
 }
 
 // A queue is the listener that the HTTP server sees: its connections have their

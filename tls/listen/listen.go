@@ -7,14 +7,17 @@
 // A [Server] speaks TLS 1.3, or 1.2 with AEAD and ECDHE, and HTTP/1; nothing that
 // was sent before a finished handshake reaches the handler. Where clients have to
 // show a certificate no request is served without one, and where they need not
-// none is asked for. Every wait on a peer ends, every count of peers is bounded,
-// and a source's share of connections is limited before it costs a signature.
+// none is asked for. Every wait on a peer ends, and every count of peers is bounded.
+// What a source may have is limited before it costs a signature: its connections,
+// the handshakes that it begins in a second, and its signatures under way, so that a
+// source that floods does not keep others waiting. A source is an IPv4 address or an
+// IPv6 /64. A resumed session costs no signature.
 //
 // # What it does not protect against
 //
-// A full handshake costs an operation of the server's key: sources that come one
-// connection at a time are not slowed here. Many sources together can fill
-// [Options.MaxConns]. The handler has to bound the bodies it reads and to recover
+// A full handshake costs an operation of the server's key: many sources together
+// can ask for more than it has, so the key has to have a queue of its own, and they
+// can fill [Options.MaxConns]. Who shares a source's address shares its limits. The handler has to bound the bodies it reads and to recover
 // from its own panics (net/http would, and close the connection).
 package listen
 
@@ -27,6 +30,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,9 +46,13 @@ const (
 	idleTimeout       = 60 * time.Second
 	maxHeaderBytes    = 64 << 10 // a GET message of 48 KiB stands in the request line
 
+	acmeProtocol = "acme-tls/1" // RFC 8737, section 6.2
+
 	defaultHandshakeTimeout = 5 * time.Second
 	defaultConnsPerSource   = 128
 	defaultMaxConns         = 2048
+
+	defaultHandshakesPerSource = 50
 )
 
 // ErrOptions says that a server cannot be made of these options.
@@ -58,7 +66,12 @@ type Options struct {
 	Address  string       // host:port to listen on
 
 	Handler        http.Handler
-	GetCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error) // must not block
+	GetCertificate func(*tls.ClientHelloInfo) (*tls.Certificate, error) // waits no longer than the ClientHelloInfo's context
+
+	// ACMEValidation has the server speak acme-tls/1 too (RFC 8737), by which a
+	// directory validates a name: the handshake is all of it. Servers that ask for
+	// client certificates cannot.
+	ACMEValidation bool
 
 	// ClientCAs sign the certificates of clients, who then have to show one. nil:
 	// clients are not asked, which Windows and macOS devices need.
@@ -68,9 +81,10 @@ type Options struct {
 	// the client has proven to hold.
 	VerifyClient func(tls.ConnectionState) error
 
-	ConnsPerSource   int           // from one IPv4 address or IPv6 /64; 0: 128
-	MaxConns         int           // from all together; 0: 2048
-	HandshakeTimeout time.Duration // 0: 5 s
+	ConnsPerSource      int           // from one IPv4 address or IPv6 /64; 0: 128
+	MaxConns            int           // from all together; 0: 2048
+	HandshakesPerSource int           // that a source may begin in a second; 0: 50
+	HandshakeTimeout    time.Duration // 0: 5 s
 
 	Log *zap.Logger
 }
@@ -84,6 +98,7 @@ type Server struct {
 	ready    *queue
 	limits   *limiter
 	seldom   rate.Sometimes // for lines that a peer can cause
+	refused  atomic.Uint64  // connections that no line counts yet
 
 	handshakes sync.WaitGroup     // used by Serve alone
 	stop       context.CancelFunc // ends the handshakes
@@ -95,11 +110,15 @@ func New(o Options) (*Server, error) {
 	if o.Handler == nil || o.GetCertificate == nil || (o.Listener == nil) == (o.Address == "") {
 		return nil, fmt.Errorf("%w: handler, certificate, and one of listener and address are needed", ErrOptions)
 	}
-	if o.ConnsPerSource < 0 || o.MaxConns < 0 || o.HandshakeTimeout < 0 {
+	if o.ACMEValidation && (o.ClientCAs != nil || o.VerifyClient != nil) {
+		return nil, fmt.Errorf("%w: a directory that validates names shows no certificate", ErrOptions)
+	}
+	if o.ConnsPerSource < 0 || o.MaxConns < 0 || o.HandshakesPerSource < 0 || o.HandshakeTimeout < 0 {
 		return nil, fmt.Errorf("%w: a limit is negative", ErrOptions)
 	}
 	o.ConnsPerSource = orDefault(o.ConnsPerSource, defaultConnsPerSource)
 	o.MaxConns = orDefault(o.MaxConns, defaultMaxConns)
+	o.HandshakesPerSource = orDefault(o.HandshakesPerSource, defaultHandshakesPerSource)
 	o.HandshakeTimeout = orDefault(o.HandshakeTimeout, defaultHandshakeTimeout)
 	if o.Log == nil {
 		o.Log = zap.NewNop()
@@ -108,7 +127,7 @@ func New(o Options) (*Server, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Server{
 		options: o, listener: o.Listener, config: tlsConfig(o), http: httpServer(o.Handler, o.Log),
-		limits: newLimiter(o.ConnsPerSource, o.MaxConns), seldom: rate.Sometimes{First: 1, Interval: time.Second},
+		limits: newLimiter(o.ConnsPerSource, o.MaxConns, o.HandshakesPerSource), seldom: rate.Sometimes{First: 1, Interval: time.Second},
 		stop: cancel, ctx: ctx,
 	}
 	if s.listener == nil {
@@ -148,7 +167,7 @@ func orDefault[T int | time.Duration](v, otherwise T) T {
 func tlsConfig(o Options) *tls.Config {
 	c := &tls.Config{
 		MinVersion:     tls.VersionTLS12,
-		GetCertificate: o.GetCertificate,
+		GetCertificate: inTurn(o.GetCertificate),
 		NextProtos:     []string{"http/1.1"},
 		// An answer is a few kilobytes: in one record it is one write to the socket.
 		DynamicRecordSizingDisabled: true,
@@ -165,6 +184,9 @@ func tlsConfig(o Options) *tls.Config {
 		c.ClientAuth = tls.RequireAnyClientCert
 	}
 	c.VerifyConnection = o.VerifyClient
+	if o.ACMEValidation {
+		c.NextProtos = append(c.NextProtos, acmeProtocol)
+	}
 	return c
 }
 

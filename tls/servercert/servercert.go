@@ -1,17 +1,18 @@
 // Package servercert is where a server's certificate comes from: the appliance's
-// own CA ([Internal]), or files that somebody else renews ([Files]).
+// own CA ([Internal]), files that somebody else renews ([Files]), or an ACME
+// directory that somebody else asks ([ACME]).
 //
 // # What a caller may rely on
 //
 // GetCertificate never waits, neither for a CA nor for a disk: it gives what is
-// there. A certificate is replaced by one that was checked, to fit its key, its
+// there. The one exception is the handshake by which a directory validates a name. A certificate is replaced by one that was checked, to fit its key, its
 // names and the time, or not at all; a failed renewal keeps the old one.
 //
 // # What it does not protect against
 //
 // A certificate that could not be renewed before its end is served on, expired:
-// devices refuse it, and the log said so since two thirds of its life. The key of
-// [Files] is in this process's memory.
+// devices refuse it, and the log said so since two thirds of its life. The keys of
+// [Files] and [ACME] are in this process's memory.
 package servercert
 
 import (
