@@ -29,6 +29,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postern-pki/postern/appliance/config"
+	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/audit"
 )
 
@@ -43,6 +44,9 @@ type Env struct {
 	Listener func(name string) net.Listener
 	// Devices is where the devices' listener is, if the configuration does not say.
 	Devices string
+	// Courier is the role that has the listeners' certificate from a directory; nil:
+	// there is none.
+	Courier rpc.CourierTLS
 }
 
 func (e Env) orDefault() Env {

@@ -172,7 +172,7 @@ func (a *Authority) openCertificate(ctx context.Context) (err error) {
 		return nil
 	}
 	log := a.env.Zap.Named("tls")
-	key, err := a.publicKey(a.cfg.TLS.Key)
+	key, err := a.listenersKey()
 	if err != nil {
 		return err
 	}
@@ -262,6 +262,9 @@ func (a *Authority) genesis() (audit.Entry, error) {
 	sum, cert := sha256.Sum256(transcript), a.cfg.AuditCertificate
 	keys := audit.Object{}
 	for _, k := range a.facts.Keys {
+		if k.Purpose == purposeFile {
+			continue // not of the ceremony
+		}
 		id := sha256.Sum256(k.SPKI)
 		keys[k.Name] = hex.EncodeToString(id[:])
 	}

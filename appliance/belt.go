@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"go.uber.org/zap"
@@ -33,6 +34,11 @@ func (r *running) bindKeyholder() error {
 	k := sandbox.Known(t.Module)
 	k.State = r.cfg.KeyholderState
 	k.Secrets = append(k.Secrets, r.cfg.PINPath)
+	if f := r.cfg.TLS.KeyFile; f != "" {
+		if _, err := os.Stat(f); err == nil { // else it is made, in the keyholder's folder
+			k.Secrets = append(k.Secrets, f)
+		}
+	}
 	k.Read = append(k.Read, t.Sandbox.Read...)
 	k.Tokens = append(k.Tokens, t.Sandbox.Write...)
 	k.Dial = append(append(k.Dial, t.Sandbox.Connect...), r.dial...)

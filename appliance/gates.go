@@ -84,7 +84,8 @@ func OpenDevices(ctx context.Context, cfg *config.Config, env Env, a GateAuthori
 	s, err := listen.New(listen.Options{
 		Name: "devices", Listener: inherited, Address: unlessInherited(inherited, d.Listen), GetCertificate: cert.GetCertificate,
 		Handler:        gate.Devices(a, rpc.ProfileKeys{Keys: keys, Of: raKeys(cfg)}, g.env.Now, g.env.Zap.Named("scep")),
-		ConnsPerSource: d.ConnsPerSource, MaxConns: d.MaxConns, Log: g.env.Zap.Named("devices"),
+		ConnsPerSource: d.ConnsPerSource, MaxConns: d.MaxConns, HandshakesPerSource: d.Handshakes, Log: g.env.Zap.Named("devices"),
+		ACMEValidation: cfg.TLS.Mode == "acme",
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the devices' listener: %w", err)
@@ -156,6 +157,11 @@ func (g *Gate) certificate(ctx context.Context, a GateAuthority, keys rpc.GateKe
 	switch c := g.cfg.TLS; c.Mode {
 	case "files":
 		cert, err = servercert.NewFiles(servercert.FilesOptions{Certificate: c.Certificate, Key: c.PrivateKey, Log: log})
+	case "acme":
+		if g.env.Courier == nil {
+			return nil, errors.New("the listener's certificate: nobody asks a directory for it")
+		}
+		cert, err = servercert.NewACME(ctx, servercert.ACMEOptions{Source: g.env.Courier, Names: c.Names, Log: log})
 	default:
 		cert, err = servercert.NewFetched(ctx, servercert.FetchedOptions{
 			Fetch: a.Chain, Signer: func(pub crypto.PublicKey) crypto.Signer { return rpc.TLSSigner{Keys: keys, Key: pub} }, Log: log,

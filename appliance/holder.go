@@ -70,9 +70,12 @@ func (k *Keyholder) Hung() <-chan struct{} { return k.token.Hung() }
 
 func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 	o := keyholder.Options{
-		Origin: k.cfg.Origin, Audit: k.keys[k.cfg.Audit.Key], CAs: make(map[string]keyholder.CA), Names: k.keys, TLS: k.keys[k.cfg.TLS.Key],
+		Origin: k.cfg.Origin, Audit: k.keys[k.cfg.Audit.Key], CAs: make(map[string]keyholder.CA), Names: k.keys,
 		Token: k.token, Dir: k.cfg.KeyholderState, Marks: marks{k.token}, MarkEvery: k.cfg.MarkEvery, Rate: k.cfg.KeyholderRate,
 		Now: env.Now, Log: env.Zap.Named("keyholder"),
+	}
+	if err := k.tlsKey(env, &o); err != nil {
+		return o, err
 	}
 	for _, i := range k.cfg.Issuers {
 		limits, err := issuer.Limits{

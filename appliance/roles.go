@@ -30,6 +30,11 @@ const (
 // until ctx ends or it cannot go on.
 func Run(ctx context.Context, cfg *config.Config, env Env, role string, ends link.Ends, ready func()) error {
 	r := &running{cfg: cfg, env: env.orDefault(), role: role, ends: ends, ready: ready, dial: append(ends.Names(), sandbox.Manager()...)}
+	if HasCourier(cfg) && role != rpc.RoleCourier && role != rpc.RoleKeyholder {
+		c := rpc.NewCourier(r.client(rpc.RoleCourier))
+		defer func() { _ = c.Close() }()
+		r.env.Courier = c
+	}
 	switch role {
 	case rpc.RoleKeyholder:
 		return r.keyholder(ctx)
@@ -39,6 +44,8 @@ func Run(ctx context.Context, cfg *config.Config, env Env, role string, ends lin
 		return r.gate(ctx, OpenDevices)
 	case rpc.RoleOperators:
 		return r.gate(ctx, OpenOperators)
+	case rpc.RoleCourier:
+		return r.courier(ctx)
 	}
 	return fmt.Errorf("no role is called %q", role)
 }

@@ -84,8 +84,8 @@ func (a *Authority) status(ctx context.Context) operator.Status {
 	expiry := func(name string, c *x509.Certificate) {
 		sum := sha256.Sum256(c.Raw)
 		s.Expiries = append(s.Expiries, operator.StatusExpiry{Name: name, NotAfter: c.NotAfter, SHA256: hex.EncodeToString(sum[:])})
-		if left := c.NotAfter.Sub(a.env.Now()); left < 14*24*time.Hour {
-			degraded(fmt.Sprintf("the %s certificate ends on %s", name, c.NotAfter.Format(time.DateOnly)))
+		if left := c.NotAfter.Sub(a.env.Now()); left < a.soon(name, c) {
+			degraded(fmt.Sprintf("the %s certificate ends on %s", name, c.NotAfter.UTC().Format(time.DateTime)))
 		}
 	}
 	for _, i := range a.cfg.Issuers {
@@ -94,8 +94,15 @@ func (a *Authority) status(ctx context.Context) operator.Status {
 		expiry(i.Name+" ra-decrypt", i.RADecrypt)
 	}
 	expiry("audit", a.cfg.AuditCertificate)
-	if a.cert != nil {
+	switch {
+	case a.cert != nil:
 		expiry("tls", a.cert.Leaf())
+	case a.cfg.TLS.Mode == "acme":
+		if leaf, why := a.acmeState(ctx); leaf != nil {
+			expiry("tls", leaf)
+		} else {
+			degraded("the listeners have no certificate, and every handshake fails until they do: " + why)
+		}
 	}
 	for _, name := range a.cfg.Policies.Names() {
 		s.Profiles = append(s.Profiles, operator.StatusProfile{Name: name, URL: a.deviceURL(name)})

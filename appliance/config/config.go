@@ -48,6 +48,8 @@ type Config struct {
 	KeyholderRate    int           // certificates a second that each CA signs, at most; 0: the default
 	MarkEvery        time.Duration // how often the newest checkpoint is kept on the token; 0: the default
 	TLSValidity      time.Duration
+	ACMERoots        *x509.CertPool
+	CourierState     string // folder of the courier
 	AuditCertificate *x509.Certificate
 	Issuers          []LoadedIssuer
 	OperatorCA       *x509.CertPool
@@ -147,6 +149,7 @@ func (l *loader) check() {
 	}
 	l.audit()
 	l.keyholder()
+	l.courier()
 	c.ChallengeKeyPath = l.secret("challenges.key", c.Challenges.Key)
 	l.listeners()
 	l.operators()

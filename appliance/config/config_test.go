@@ -192,7 +192,6 @@ func TestFaultsNameTheirPlace(t *testing.T) {
 		"the devices' CA by another name":    {"ca: operator-ca.pem", "ca: ca-again.pem", "operators.ca", "", 24},
 		"the devices' CA and no address":     {`listen: ":9443", ca: operator-ca.pem`, "ca: ca.pem", "operators.ca", "", 24},
 		"plain HTTP":                         {"https://scep", "http://scep", "devices.url", "", 23},
-		"ACME":                               {"mode: internal", "mode: acme", "tls.mode", "", 25},
 		"no port":                            {`listen: ":8443"`, `listen: "8443"`, "devices.listen", "", 23},
 		"two sources of a PIN":               {"pin: {file: pin}", "pin: {file: pin, credential: pin}", "token.pin", "", 9},
 		"a path for a credential":            {"pin: {file: pin}", "pin: {credential: ../pin}", "token.pin.credential", "", 9},

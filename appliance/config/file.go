@@ -13,6 +13,7 @@ type File struct {
 	Issuers    []Issuer   `yaml:"issuers"`
 	Audit      Audit      `yaml:"audit"`
 	Keyholder  Keyholder  `yaml:"keyholder"`
+	Courier    Courier    `yaml:"courier"`
 	Challenges Challenges `yaml:"challenges"`
 	Devices    Devices    `yaml:"devices"`
 	Operators  Operators  `yaml:"operators"`
@@ -91,6 +92,11 @@ type Keyholder struct {
 	MaxPerSecond int    `yaml:"max_per_second"` // certificates that each CA signs, at most; default 2000
 }
 
+// Courier is what the role that asks others over the network keeps by itself.
+type Courier struct {
+	State string `yaml:"state"` // its folder; default: courier, beside the authority's
+}
+
 // Challenges names the 32-byte key of the challenges' HMAC tags.
 type Challenges struct {
 	Key Secret `yaml:"key"`
@@ -102,6 +108,7 @@ type Devices struct {
 	URL            string `yaml:"url"`
 	ConnsPerSource int    `yaml:"connections_per_source"` // default 128
 	MaxConns       int    `yaml:"connections"`            // default 2048
+	Handshakes     int    `yaml:"handshakes_per_source"`  // in a second; default 50
 }
 
 // Operators is the API's local socket, and its listener, which wants a client
@@ -115,13 +122,17 @@ type Operators struct {
 	TwoPerson []string        `yaml:"two_person"` // acts that need two of people
 }
 
-// TLS says where the listeners' certificate comes from: internal or files.
+// TLS says where the listeners' certificate comes from: internal, files or acme.
 type TLS struct {
 	Mode        string   `yaml:"mode"`
 	Names       []string `yaml:"names"`       // DNS names and addresses
 	Key         string   `yaml:"key"`         // internal: a key's name
+	KeyFile     string   `yaml:"key_file"`    // internal, in place of key: a software key, PEM of mode 0600
 	Issuer      string   `yaml:"issuer"`      // internal
 	Validity    string   `yaml:"validity"`    // internal; default 90d
 	Certificate string   `yaml:"certificate"` // files: PEM; internal: the ceremony's, to begin with
 	PrivateKey  string   `yaml:"private_key"` // files: PEM of mode 0600
+	Directory   string   `yaml:"directory"`   // acme: the directory's URL
+	Roots       string   `yaml:"roots"`       // acme: PEM, the roots that the directory is known by
+	Email       string   `yaml:"email"`       // acme: of the account
 }

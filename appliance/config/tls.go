@@ -12,10 +12,15 @@ func (l *loader) tls() {
 	t := &l.c.TLS
 	l.abs(&t.Certificate)
 	l.abs(&t.PrivateKey)
+	l.abs(&t.KeyFile)
 	l.c.TLSValidity = l.duration("tls.validity", t.Validity, 90*24*time.Hour, 24*time.Hour, 398*24*time.Hour)
 	switch t.Mode {
 	case "internal":
-		l.use("tls.key", t.Key, "tls")
+		if t.KeyFile == "" {
+			l.use("tls.key", t.Key, "tls")
+		} else if t.Key != "" {
+			l.fault("tls.key_file", "is in place of tls.key: name one of them", "")
+		}
 		var known []string
 		for _, i := range l.c.File.Issuers {
 			known = append(known, i.Name)
@@ -33,8 +38,17 @@ func (l *loader) tls() {
 		l.need("tls.certificate", t.Certificate)
 		l.need("tls.private_key", t.PrivateKey)
 	case "acme":
-		l.fault("tls.mode", "acme is not supported by this version", "")
+		l.acme()
 	default:
-		l.fault("tls.mode", "is one of internal, files", policy.Nearest(t.Mode, []string{"internal", "files"}))
+		modes := []string{"internal", "files", "acme"}
+		l.fault("tls.mode", "is one of internal, files, acme", policy.Nearest(t.Mode, modes))
+	}
+	if t.Mode != "internal" && t.KeyFile != "" {
+		l.fault("tls.key_file", "is for mode internal", "")
+	}
+	for path, value := range map[string]string{"tls.directory": t.Directory, "tls.roots": t.Roots, "tls.email": t.Email} {
+		if t.Mode != "acme" && value != "" {
+			l.fault(path, "is for mode acme", "")
+		}
 	}
 }

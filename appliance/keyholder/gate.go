@@ -17,6 +17,7 @@ func (k *Keyholder) Open(ctx context.Context, id rpc.KeyID, encrypted []byte, si
 	if err != nil {
 		return nil, err
 	}
+	defer k.wanted()()
 	return key.With(ctx).Decrypt(nil, encrypted, &hsm.SessionKeyOptions{SessionKeyLen: size})
 }
 
@@ -26,6 +27,7 @@ func (k *Keyholder) SignReply(ctx context.Context, id rpc.KeyID, digest []byte, 
 	if err != nil {
 		return nil, err
 	}
+	defer k.wanted()()
 	return key.With(ctx).Sign(nil, digest, h)
 }
 
@@ -43,7 +45,15 @@ func (k *Keyholder) SignTLS(ctx context.Context, digest []byte, h crypto.Hash) (
 	if k.o.TLS == nil {
 		return nil, rpc.ErrNoKey
 	}
-	return k.o.TLS.With(ctx).Sign(nil, digest, h)
+	return k.o.TLS(ctx, digest, h)
+}
+
+// wanted notes that the token is, until done is called.
+func (k *Keyholder) wanted() (done func()) {
+	if k.o.Wanted == nil {
+		return func() {}
+	}
+	return k.o.Wanted()
 }
 
 // Refuse records what a role asked for that its link does not have.
@@ -62,6 +72,7 @@ func (k *Keyholder) Facts(context.Context) (rpc.HolderFacts, error) {
 		}
 		f.Keys = append(f.Keys, rpc.KeyFact{Name: name, Purpose: string(key.Purpose()), SPKI: der})
 	}
+	f.Keys = append(f.Keys, k.o.Elsewhere...)
 	return f, nil
 }
 

@@ -63,8 +63,14 @@ type Options struct {
 	Audit  *hsm.Key
 	CAs    map[string]CA // by the issuer's name
 	RA     []*hsm.Key    // RA-sign and RA-decrypt keys
-	TLS    *hsm.Key      // nil: the listeners' key is not on the token
 	Names  map[string]*hsm.Key
+	// TLS signs a handshake with the listeners' key, in its turn; nil: the gates have
+	// that key.
+	TLS func(ctx context.Context, digest []byte, h crypto.Hash) ([]byte, error)
+	// Wanted notes that the token is wanted for anything else, until done is called;
+	// nil: nobody asks.
+	Wanted    func() (done func())
+	Elsewhere []rpc.KeyFact // keys that are not on the token
 
 	Token     Token
 	Dir       string        // for the head's file
@@ -274,6 +280,7 @@ func (k *Keyholder) SignCertificate(ctx context.Context, name string, tbs []byte
 	if err := k.keepHead(seq + 1); err != nil {
 		return nil, fmt.Errorf("%w: %w", issuer.ErrNotSigned, err)
 	}
+	defer k.wanted()()
 	sig, err := sign(ctx, ca.Key, tbs)
 	if _, answered := hsm.CodeOf(err); answered {
 		return nil, fmt.Errorf("keyholder: %w: %w", issuer.ErrNotSigned, err)
@@ -306,6 +313,7 @@ func (k *Keyholder) SignCheckpoint(ctx context.Context, h audit.Head) ([]byte, e
 		return nil, err
 	}
 	text := audit.NoteText(k.o.Origin, h)
+	defer k.wanted()()
 	sig, err := sign(ctx, k.o.Audit, []byte(text))
 	if err != nil {
 		return nil, err

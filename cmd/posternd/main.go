@@ -80,7 +80,8 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	}
 	gate := &cobra.Command{Use: "gate", Short: "One of the roles that listen"}
 	gate.AddCommand(command("devices", "The devices' listener", rpc.RoleDevices), command("operators", "The operators' socket and listener", rpc.RoleOperators))
-	root.AddCommand(gate, command("authority", "The role that decides and records", rpc.RoleAuthority), command("keyholder", "The role that has the token", rpc.RoleKeyholder))
+	root.AddCommand(gate, command("authority", "The role that decides and records", rpc.RoleAuthority), command("keyholder", "The role that has the token", rpc.RoleKeyholder),
+		command("courier", "The role that asks others over the network", rpc.RoleCourier))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetArgs(args)
 	root.SetOut(out)

@@ -158,14 +158,18 @@ func supervise(ctx context.Context, o options) error {
 		_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
 	})
 	defer stopping()
+	roles := []supervisor.Role{role(rpc.RoleKeyholder, []string{"keyholder"}, nil)}
+	var couriers []string
+	if appliance.HasCourier(cfg) {
+		roles = append(roles, role(rpc.RoleCourier, []string{"courier"}, nil))
+		couriers = []string{rpc.RoleCourier}
+	}
+	roles = append(roles,
+		role(rpc.RoleAuthority, []string{"authority"}, nil, append(couriers, rpc.RoleKeyholder)...),
+		role(rpc.RoleDevices, []string{"gate", "devices"}, []string{"devices"}, append(couriers, rpc.RoleKeyholder, rpc.RoleAuthority)...),
+		role(rpc.RoleOperators, []string{"gate", "operators"}, []string{"operators", "local"}, append(couriers, rpc.RoleKeyholder, rpc.RoleAuthority)...))
 	return supervisor.Run(ctx, supervisor.Options{
-		Program: self, Out: o.errOut, Log: log,
-		Roles: []supervisor.Role{
-			role(rpc.RoleKeyholder, []string{"keyholder"}, nil),
-			role(rpc.RoleAuthority, []string{"authority"}, nil, rpc.RoleKeyholder),
-			role(rpc.RoleDevices, []string{"gate", "devices"}, []string{"devices"}, rpc.RoleKeyholder, rpc.RoleAuthority),
-			role(rpc.RoleOperators, []string{"gate", "operators"}, []string{"operators", "local"}, rpc.RoleKeyholder, rpc.RoleAuthority),
-		},
+		Program: self, Out: o.errOut, Log: log, Roles: roles,
 		Ready: func() {
 			log.Info("serving", zap.String("devices", devices), zap.String("operators", operators), zap.String("socket", cfg.Operators.Socket))
 			notify(log)
