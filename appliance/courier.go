@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
@@ -61,6 +62,9 @@ func (k *Keyholder) tlsKey(env Env, o *keyholder.Options) error {
 		if err != nil {
 			return err
 		}
+		if _, ok := key.Public().(*ecdsa.PublicKey); !ok {
+			return fmt.Errorf("tls.key_file: %s holds a %T, wants an ECDSA key, which the service makes itself where there is no file", c.KeyFile, key.Public())
+		}
 		log.Info("the listeners' key is a software key, in a file", zap.String("file", c.KeyFile))
 		der, err := x509.MarshalPKIXPublicKey(key.Public())
 		if err != nil {
@@ -80,6 +84,7 @@ func (k *Keyholder) tlsKey(env Env, o *keyholder.Options) error {
 	paced, err := servercert.NewPaced(key, servercert.PacedOptions{
 		Sessions: max(1, sessions/2), // the pool has two for each thing that is done at once
 		Busy:     others.Busy, Log: log,
+		Queue: tlsQueue,
 	})
 	if err != nil {
 		return err
@@ -94,6 +99,10 @@ func (k *Keyholder) tlsKey(env Env, o *keyholder.Options) error {
 	}
 	return nil
 }
+
+// tlsQueue is how many handshakes wait for a signature: no more than half of the
+// calls that a gate's link has under way, so that its enrollments have the rest.
+const tlsQueue = 128
 
 // purposeFile is what the keyholder calls a key that is in a file.
 const purposeFile = "tls-file"

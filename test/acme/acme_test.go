@@ -12,9 +12,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -264,6 +266,50 @@ func TestAnOrderThatIsCutOff(t *testing.T) {
 	s.stop()
 }
 
+// TestTheCourierMayDie kills the role that asks the directory: the gates go on with
+// what they have, and it is back by itself.
+func TestTheCourierMayDie(t *testing.T) {
+	port := freePort(t)
+	d := newDirectory(t, port)
+	d.start(90 * 24 * time.Hour)
+	s := newService(t, port, section(d))
+	s.start()
+	issued := d.issued()
+	var first *x509.Certificate
+	eventually(t, "a certificate comes", func() (err error) { first, err = s.get(issued, names()[0]); return err })
+	courier := func() int {
+		t.Helper()
+		all, err := s.Processes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all["courier"]
+	}
+	before := courier()
+	if before == 0 {
+		t.Fatal("the courier is no process of its own")
+	}
+	if err := syscall.Kill(before, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := s.get(issued, names()[0]); err != nil || !c.Equal(first) {
+		t.Errorf("without the courier: %v", err)
+	}
+	eventually(t, "it is back", func() error {
+		if now := courier(); now == 0 || now == before {
+			return fmt.Errorf("process %d", now)
+		}
+		if r := s.reasons(); r != "[]" {
+			return errors.New(r)
+		}
+		return nil
+	})
+	if c, err := s.get(issued, names()[0]); err != nil || !c.Equal(first) {
+		t.Errorf("after it: %v", err)
+	}
+	s.stop()
+}
+
 // TestAFloodOfOneSource has a whole service limit one source and serve another.
 func TestAFloodOfOneSource(t *testing.T) {
 	s := newService(t, freePort(t), map[string]any{"mode": "internal", "key": "tls", "issuer": "demo", "names": []string{"127.0.0.1"}},
@@ -382,4 +428,17 @@ func TestASoftwareKeyWithTheInternalIssuer(t *testing.T) {
 		t.Errorf("after a restart: %v", err)
 	}
 	s.stop()
+
+	// Another kind of key is refused, and so is one that others may read.
+	if out, err := exec.Command("openssl", "genpkey", "-algorithm", "RSA", "-out", s.Path("tls.key")).CombinedOutput(); err != nil {
+		t.Fatalf("openssl: %v: %s", err, out)
+	}
+	for mode, want := range map[os.FileMode]string{0o600: "wants an ECDSA key", 0o644: "open to others"} {
+		if err := os.Chmod(s.Path("tls.key"), mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, errOut, code := site.Run(t.Context(), nil, filepath.Join(s.Bin(), "posternd"), "--config", s.Config()); code == 0 || !strings.Contains(errOut, want) {
+			t.Errorf("mode %v: exit %d, %s", mode, code, errOut)
+		}
+	}
 }
