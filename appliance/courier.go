@@ -25,10 +25,13 @@ import (
 // HasCourier reports whether the configuration gives the courier anything to do.
 func HasCourier(cfg *config.Config) bool { return cfg.TLS.Mode == "acme" }
 
-// courier runs the role that asks the ACME directory.
+// courier runs the role that asks the ACME directory. Where it has nothing to do it
+// waits: as a service of its own it is started with the others.
 func (r *running) courier(ctx context.Context) error {
 	if !HasCourier(r.cfg) {
-		return errors.New("the configuration gives the courier nothing to do: tls.mode is not acme")
+		r.ready()
+		<-ctx.Done()
+		return nil
 	}
 	c := r.cfg.TLS
 	if err := folder(r.cfg.CourierState); err != nil {

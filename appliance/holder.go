@@ -47,11 +47,11 @@ func OpenKeyholder(ctx context.Context, cfg *config.Config, env Env) (_ *Keyhold
 	if err := k.matchCertificates(); err != nil {
 		return nil, err
 	}
-	o, err := k.options(env)
-	if err != nil {
+	if err := folder(cfg.KeyholderState); err != nil {
 		return nil, err
 	}
-	if err := folder(cfg.KeyholderState); err != nil {
+	o, err := k.options(env)
+	if err != nil {
 		return nil, err
 	}
 	if k.Keyholder, err = keyholder.New(ctx, o); err != nil {

@@ -388,7 +388,7 @@ func TestAPlainDirectoryIsRefused(t *testing.T) {
 
 // TestASoftwareKeyWithTheInternalIssuer has the token sign no handshake.
 func TestASoftwareKeyWithTheInternalIssuer(t *testing.T) {
-	s := newService(t, freePort(t), map[string]any{"mode": "internal", "key_file": "tls.key", "issuer": "demo", "names": []string{"127.0.0.1"}})
+	s := newService(t, freePort(t), map[string]any{"mode": "internal", "key_file": "keyholder/tls.key", "issuer": "demo", "names": []string{"127.0.0.1"}})
 	s.start()
 	b, err := os.ReadFile(s.CA())
 	if err != nil {
@@ -416,7 +416,7 @@ func TestASoftwareKeyWithTheInternalIssuer(t *testing.T) {
 	if after := operations(); after.(float64)-before.(float64) >= 20 {
 		t.Errorf("the token did %v operations before 20 handshakes and %v after", before, after)
 	}
-	if st, err := os.Stat(s.Path("tls.key")); err != nil || st.Mode().Perm() != 0o600 {
+	if st, err := os.Stat(s.Path("keyholder", "tls.key")); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("the key file: %v, %v", st.Mode(), err)
 	}
 	if !strings.Contains(s.journal(), "software key") {
@@ -430,11 +430,11 @@ func TestASoftwareKeyWithTheInternalIssuer(t *testing.T) {
 	s.stop()
 
 	// Another kind of key is refused, and so is one that others may read.
-	if out, err := exec.Command("openssl", "genpkey", "-algorithm", "RSA", "-out", s.Path("tls.key")).CombinedOutput(); err != nil {
+	if out, err := exec.Command("openssl", "genpkey", "-algorithm", "RSA", "-out", s.Path("keyholder", "tls.key")).CombinedOutput(); err != nil {
 		t.Fatalf("openssl: %v: %s", err, out)
 	}
 	for mode, want := range map[os.FileMode]string{0o600: "wants an ECDSA key", 0o644: "open to others"} {
-		if err := os.Chmod(s.Path("tls.key"), mode); err != nil {
+		if err := os.Chmod(s.Path("keyholder", "tls.key"), mode); err != nil {
 			t.Fatal(err)
 		}
 		if _, errOut, code := site.Run(t.Context(), nil, filepath.Join(s.Bin(), "posternd"), "--config", s.Config()); code == 0 || !strings.Contains(errOut, want) {
