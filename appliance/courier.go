@@ -28,18 +28,18 @@ func HasCourier(cfg *config.Config) bool { return cfg.TLS.Mode == "acme" }
 // courier runs the role that asks the ACME directory. Where it has nothing to do it
 // waits: as a service of its own it is started with the others.
 func (r *running) courier(ctx context.Context) error {
-	if !HasCourier(r.cfg) {
-		r.ready()
-		<-ctx.Done()
-		return nil
-	}
-	c := r.cfg.TLS
 	if err := folder(r.cfg.CourierState); err != nil {
 		return err
 	}
 	if err := r.bind(sandbox.Courier(r.cfg.CourierState, nil, r.dial)); err != nil {
 		return err
 	}
+	if !HasCourier(r.cfg) {
+		r.ready()
+		<-ctx.Done()
+		return nil
+	}
+	c := r.cfg.TLS
 	own, err := courier.New(courier.Options{
 		Directory: c.Directory, Roots: r.cfg.ACMERoots, Email: c.Email, Names: c.Names, Dir: r.cfg.CourierState, Log: r.env.Zap.Named("courier"),
 	})
