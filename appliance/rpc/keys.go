@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -29,8 +30,9 @@ const (
 	maxKeySize   = 64
 )
 
-// tlsWithin bounds a signature of a handshake, which has no context of its own.
-const tlsWithin = 10 * time.Second
+// tlsWithin bounds a signature of a handshake, which has no context of its own: a
+// little less than the handshake itself may take.
+const tlsWithin = 4 * time.Second
 
 // A KeyID is the SHA-256 of a key's SubjectPublicKeyInfo.
 type KeyID [sha256.Size]byte
@@ -84,12 +86,21 @@ func (k *Keyholder) SignReply(ctx context.Context, key KeyID, digest []byte, h c
 	return k.ask(ctx, verbSignReply, e, maxSignature)
 }
 
-// SignTLS implements [GateKeys].
+// SignTLS implements [GateKeys]. It waits for a keyholder that is away, as long as
+// ctx lets it: a handshake has no answer that says to come back later.
 func (k *Keyholder) SignTLS(ctx context.Context, digest []byte, h crypto.Hash) ([]byte, error) {
-	e := link.Sized(128)
-	e.Bytes(digest)
-	e.Uint(uint64(h))
-	return k.ask(ctx, verbSignTLS, e, maxSignature)
+	for {
+		e := link.Sized(128)
+		e.Bytes(digest)
+		e.Uint(uint64(h))
+		sig, err := k.ask(ctx, verbSignTLS, e, maxSignature)
+		if !errors.Is(err, link.ErrDown) && !errors.Is(err, link.ErrGone) {
+			return sig, err
+		}
+		if err := k.Ready(ctx); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func (k *Keyholder) ask(ctx context.Context, v link.Verb, e *link.Encoder, most int) ([]byte, error) {

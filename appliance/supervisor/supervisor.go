@@ -42,12 +42,12 @@ const ControlFD = 3
 // later (sysexits' EX_TEMPFAIL).
 const ExitLater = 75
 
-// Pauses before a child is started again, and how long one has to run to count as
+// Pauses before a child is started again, and how long one has to serve to count as
 // good; how long a stop waits for each.
 const (
 	firstPause = 50 * time.Millisecond
 	longPause  = 5 * time.Second
-	goodAfter  = 10 * time.Second
+	goodAfter  = 200 * time.Millisecond
 	stopWithin = 25 * time.Second
 )
 
@@ -115,6 +115,7 @@ type child struct {
 	began  time.Time
 	pause  time.Duration // before the next start
 	ready  bool
+	served time.Time // since when it is ready
 	exited bool
 }
 
@@ -231,7 +232,7 @@ func (s *supervisor) handle(ctx context.Context, e event) error {
 	case e.ended:
 		return s.ended(ctx, e.c)
 	}
-	e.c.ready = true
+	e.c.ready, e.c.served = true, time.Now()
 	if s.served {
 		s.o.Log.Info("a role serves again", zap.String("role", e.c.role.Name), zap.Duration("after", time.Since(e.c.began)))
 		return nil
@@ -256,7 +257,7 @@ func (s *supervisor) ended(ctx context.Context, c *child) error {
 		return &ExitError{c.role.Name, code}
 	}
 	s.o.Log.Error("a role ended, and is started again", zap.String("role", c.role.Name), zap.Stringer("how", c.cmd.ProcessState))
-	if time.Since(c.began) > goodAfter {
+	if c.ready && time.Since(c.served) > goodAfter {
 		c.pause = firstPause
 	}
 	pause := c.pause
