@@ -31,11 +31,22 @@ func (e *Env) Inherit() error {
 	return nil
 }
 
+// Sockets are listening sockets by name.
+type Sockets map[string]supervisor.Socket
+
+// Listener returns the one of that name, nil if there is none.
+func (s Sockets) Listener(name string) net.Listener {
+	if l, ok := s[name]; ok {
+		return l
+	}
+	return nil
+}
+
 // OpenSockets opens the listening sockets that the service manager has not opened:
 // devices, operators if there is such a listener, and local. remove takes away what
 // has a name.
-func OpenSockets(ctx context.Context, cfg *config.Config) (sockets map[string]supervisor.Socket, remove func(), err error) {
-	sockets = make(map[string]supervisor.Socket)
+func OpenSockets(ctx context.Context, cfg *config.Config) (sockets Sockets, remove func(), err error) {
+	sockets = make(Sockets)
 	inherited, err := listen.Inherited()
 	if err != nil {
 		return nil, nil, err

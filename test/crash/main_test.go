@@ -125,7 +125,9 @@ func rewrite(t *testing.T, path string, change func(string) string) {
 func shimmed(t *testing.T, s *site.Site) softhsm.Shim {
 	t.Helper()
 	shim := softhsm.NewShim(t)
-	rewrite(t, s.Config(), func(text string) string { return strings.Replace(text, softhsm.Module, shim.Module+"\n    sandbox: {write: ["+filepath.Dir(shim.Module)+"]}", 1) }) // it counts in its folder
+	rewrite(t, s.Config(), func(text string) string {
+		return strings.Replace(text, softhsm.Module, shim.Module+"\n    sandbox: {write: ["+filepath.Dir(shim.Module)+"]}", 1)
+	}) // it counts in its folder
 	return shim
 }
 

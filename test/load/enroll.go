@@ -73,7 +73,14 @@ func (l *load) enroll(ctx context.Context, first, next int, sum *figure) error {
 		return err
 	}
 	after, err := cpuOfAll(l.site)
-	sum.n, sum.used, sum.wall = sum.n+len(took), sum.used+after-before, sum.wall+wall
+	if sum.by == nil {
+		sum.by = make(map[string]float64)
+	}
+	for name, used := range after {
+		sum.by[name] += used - before[name]
+		sum.used += used - before[name]
+	}
+	sum.n, sum.wall = sum.n+len(took), sum.wall+wall
 	sum.latencies = append(sum.latencies, took...)
 	return err
 }
@@ -115,20 +122,19 @@ func prepare(ctx context.Context, s *site.Site, d *site.Device, clients, n int) 
 // ticksPerSecond is USER_HZ, which Linux fixed for what /proc says.
 const ticksPerSecond = 100
 
-// cpuOfAll is the CPU time of all processes of the service so far, in seconds.
-func cpuOfAll(s *site.Site) (sum float64, err error) {
+// cpuOfAll is the CPU time of the service's processes so far, in seconds.
+func cpuOfAll(s *site.Site) (map[string]float64, error) {
 	all, err := s.Processes()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	for _, pid := range all {
-		used, err := cpuOf(pid)
-		if err != nil {
-			return 0, err
+	used := make(map[string]float64)
+	for name, pid := range all {
+		if used[name], err = cpuOf(pid); err != nil {
+			return nil, err
 		}
-		sum += used
 	}
-	return sum, nil
+	return used, nil
 }
 
 // cpuOf is the CPU time of a process so far, in seconds.

@@ -34,6 +34,7 @@ type Options struct {
 	Profiles     string // YAML; "" for Profiles
 	DevicePort   string // "0": any
 	OperatorPort string
+	Serve        func(config string) *exec.Cmd // nil: posternd
 }
 
 // A Site is one folder with everything in it.
@@ -117,12 +118,12 @@ func (s *Site) configure() error {
 	cfg := map[string]any{
 		"version": 1, "state": "state", "origin": "demo.example/log", "transcript": "ceremony/transcript.jsonl", "profiles": []string{"profiles.d"},
 		"token": token, "keys": keys["keys"], "issuers": keys["issuers"], "audit": keys["audit"], "challenges": keys["challenges"],
-		"devices":   map[string]any{"listen": "127.0.0.1:" + s.opt.DevicePort, "connections_per_source": 512},
+		"devices": map[string]any{"listen": "127.0.0.1:" + s.opt.DevicePort, "connections_per_source": 512},
 		"operators": map[string]any{
 			"listen": "127.0.0.1:" + s.opt.OperatorPort, "ca": "ceremony/operator-ca.pem", "socket": "operator.sock",
 			"people": []any{map[string]any{"name": "operator", "certificate": "ceremony/operator.pem", "roles": []string{"administrator"}}},
 		},
-		"tls":       map[string]any{"mode": "internal", "key": "tls", "issuer": "demo", "names": names},
+		"tls": map[string]any{"mode": "internal", "key": "tls", "issuer": "demo", "names": names},
 	}
 	out, err := yaml.Marshal(cfg)
 	if err != nil {
@@ -137,7 +138,9 @@ func (s *Site) Start(ctx context.Context) error {
 	if s.log, err = os.OpenFile(s.Journal(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
 		return err
 	}
-	s.cmd = exec.Command(filepath.Join(s.opt.Bin, "posternd"), "--config", s.Config())
+	if s.cmd = exec.Command(filepath.Join(s.opt.Bin, "posternd"), "--config", s.Config()); s.opt.Serve != nil {
+		s.cmd = s.opt.Serve(s.Config())
+	}
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	// What started it may be killed: the service must not outlive it.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
