@@ -27,8 +27,8 @@ var ErrHeadFile = errors.New("keyholder: its own record of the log's head is dam
 // leaves the other one, and no write changes the file's size.
 //
 // A slot: magic (8 octets), counter, size (64 bits each), hash of the last line
-// (32), number of frontier hashes (64 bits), the hashes (32 each), zeros, and in
-// the last 32 octets the SHA-256 of what is before.
+// (32), number of frontier hashes (64 bits), the hashes (32 each), and the SHA-256 of
+// all that. What is behind it in the slot says nothing.
 type headFile struct {
 	f *os.File
 
@@ -94,10 +94,16 @@ func makeHead(dir, path string) error {
 		return err
 	}
 	defer func() { _ = h.f.Close() }()
+	if err := h.f.Truncate(2 * slotSize); err != nil {
+		return err
+	}
 	for range 2 {
 		if err := h.write(&audit.Chain{}); err != nil {
 			return err
 		}
+	}
+	if err := h.f.Sync(); err != nil {
+		return err
 	}
 	if err := os.Rename(path+".new", path); err != nil {
 		return err
@@ -132,7 +138,7 @@ func (h *headFile) load() (*audit.Chain, error) {
 
 func encodeSlot(c *audit.Chain, counter uint64) []byte {
 	head, frontier := c.Head(), c.Frontier()
-	b := make([]byte, 0, slotSize)
+	b := make([]byte, 0, slotHead+32*len(frontier)+sha256.Size)
 	b = append(b, headMagic...)
 	b = binary.BigEndian.AppendUint64(b, counter)
 	b = binary.BigEndian.AppendUint64(b, head.Size)
@@ -141,26 +147,31 @@ func encodeSlot(c *audit.Chain, counter uint64) []byte {
 	for _, f := range frontier {
 		b = append(b, f[:]...)
 	}
-	b = b[:slotSize-sha256.Size]
 	sum := sha256.Sum256(b)
 	return append(b, sum[:]...)
 }
 
-func decodeSlot(b []byte) (c *audit.Chain, counter uint64, err error) {
-	body, sum := b[:slotSize-sha256.Size], b[slotSize-sha256.Size:]
-	if own := sha256.Sum256(body); !bytes.Equal(own[:], sum) || string(body[:8]) != headMagic {
+// slotHead is the length of what stands before the hashes.
+const slotHead = 64
+
+func decodeSlot(body []byte) (c *audit.Chain, counter uint64, err error) {
+	if len(body) < slotHead || string(body[:8]) != headMagic {
 		return nil, 0, ErrHeadFile
 	}
 	counter = binary.BigEndian.Uint64(body[8:])
 	size := binary.BigEndian.Uint64(body[16:])
 	prev := [32]byte(body[24:56])
 	n := binary.BigEndian.Uint64(body[56:])
-	if n > 64 {
+	if n > 64 || len(body) < slotHead+32*int(n)+sha256.Size {
+		return nil, 0, ErrHeadFile
+	}
+	end := slotHead + 32*int(n)
+	if own := sha256.Sum256(body[:end]); !bytes.Equal(own[:], body[end:end+sha256.Size]) {
 		return nil, 0, ErrHeadFile
 	}
 	frontier := make([][32]byte, n)
 	for i := range frontier {
-		frontier[i] = [32]byte(body[64+32*i:])
+		frontier[i] = [32]byte(body[slotHead+32*i:])
 	}
 	c, err = audit.ResumeChain(size, prev, frontier)
 	return c, counter, err
@@ -169,10 +180,18 @@ func decodeSlot(b []byte) (c *audit.Chain, counter uint64, err error) {
 // write puts a chain into the older slot, durably.
 func (h *headFile) write(c *audit.Chain) error {
 	h.counter++
-	if _, err := h.f.WriteAt(encodeSlot(c, h.counter), int64(h.counter%2)*slotSize); err != nil {
-		return err
+	slot, at := encodeSlot(c, h.counter), int64(h.counter%2)*slotSize
+	// One call that returns when it is on the disk.
+	n, err := unix.Pwritev2(int(h.f.Fd()), [][]byte{slot}, at, unix.RWF_DSYNC) //nolint:gosec // a descriptor fits
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) { // an old kernel or file system
+		if n, err = h.f.WriteAt(slot, at); err == nil {
+			err = unix.Fdatasync(int(h.f.Fd())) //nolint:gosec // a descriptor fits
+		}
 	}
-	return unix.Fdatasync(int(h.f.Fd())) //nolint:gosec // a descriptor fits
+	if err == nil && n != len(slot) {
+		err = io.ErrShortWrite
+	}
+	return err
 }
 
 // ensure returns when a head of at least size lines is durable. now is asked for

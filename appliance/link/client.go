@@ -156,14 +156,28 @@ func (c *Client) once(ctx context.Context) error {
 	return err
 }
 
+// A Told is what [Client.Tell] sends.
+type Told struct {
+	Verb    Verb
+	Message *Encoder
+}
+
 // Call asks for a verb and waits for its answer. The encoder must not be used
-// again, and the decoder is the caller's.
+// again, and the decoder is the caller's. [ErrDown] says that nothing was sent; after any other error the server may have
+// carried the call out.
 func (c *Client) Call(ctx context.Context, v Verb, e *Encoder) (*Decoder, error) {
+	return c.CallAfter(ctx, v, e, func() {})
+}
+
+// CallAfter is Call with what is told going before it, in one write. sent is called
+// once, as soon as nothing more is written.
+func (c *Client) CallAfter(ctx context.Context, v Verb, e *Encoder, sent func(), told ...Told) (*Decoder, error) {
 	s := c.current.Load()
 	if s == nil {
+		sent()
 		return nil, fmt.Errorf("%w: %s", ErrDown, c.o.Role)
 	}
-	body, err := s.call(ctx, v, e)
+	body, err := s.call(ctx, v, e, sent, told)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +191,7 @@ func (c *Client) Tell(v Verb, e *Encoder) error {
 	if s == nil {
 		return fmt.Errorf("%w: %s", ErrDown, c.o.Role)
 	}
-	if err := s.send(kindTell, v, 0, 0, e); err != nil {
+	if err := s.send(outgoing{kind: kindTell, verb: v, e: e}); err != nil {
 		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	return nil
@@ -196,10 +210,25 @@ type session struct {
 	pending map[uint32]chan reply // nil: the connection is gone
 }
 
-func (s *session) call(ctx context.Context, v Verb, e *Encoder) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
+func (s *session) call(ctx context.Context, v Verb, e *Encoder, sent func(), told []Told) ([]byte, error) {
+	answer, id, err := s.begin(ctx, v, e, told)
+	sent()
+	if err != nil {
 		return nil, err
 	}
+	select {
+	case r := <-answer:
+		return r.body, r.err
+	case <-ctx.Done():
+		if s.forget(id) {
+			_ = s.send(outgoing{kind: kindCancel, id: id, e: new(Encoder)})
+		}
+		return nil, ctx.Err()
+	}
+}
+
+// begin sends a call, and what is told before it.
+func (s *session) begin(ctx context.Context, v Verb, e *Encoder, told []Told) (<-chan reply, uint32, error) {
 	within := longestCall
 	if t, ok := ctx.Deadline(); ok {
 		within = max(time.Until(t), time.Millisecond)
@@ -208,28 +237,24 @@ func (s *session) call(ctx context.Context, v Verb, e *Encoder) ([]byte, error) 
 	s.calls.Lock()
 	if s.pending == nil {
 		s.calls.Unlock()
-		return nil, ErrGone
+		return nil, 0, ErrDown
 	}
 	s.next++
 	id := s.next
 	s.pending[id] = answer
 	s.calls.Unlock()
-	if err := s.send(kindCall, v, id, within, e); err != nil {
+	frames := make([]outgoing, 0, 2)
+	for _, t := range told {
+		frames = append(frames, outgoing{kind: kindTell, verb: t.Verb, e: t.Message})
+	}
+	if err := s.send(append(frames, outgoing{kindCall, v, id, within, e})...); err != nil {
 		s.forget(id)
 		if errors.Is(err, ErrTooLong) {
-			return nil, err
+			return nil, 0, err
 		}
-		return nil, fmt.Errorf("%w: %w", ErrGone, err)
+		return nil, 0, fmt.Errorf("%w: %w", ErrGone, err)
 	}
-	select {
-	case r := <-answer:
-		return r.body, r.err
-	case <-ctx.Done():
-		if s.forget(id) {
-			_ = s.send(kindCancel, 0, id, 0, new(Encoder))
-		}
-		return nil, ctx.Err()
-	}
+	return answer, id, nil
 }
 
 // forget reports whether the call was still waiting.

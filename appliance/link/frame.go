@@ -42,23 +42,52 @@ type wire struct {
 
 func newWire(c net.Conn) *wire { return &wire{conn: c, in: bufio.NewReaderSize(c, 32<<10)} }
 
-// send writes a frame by one write. It takes over the encoder's octets.
-func (w *wire) send(kind byte, verb Verb, id uint32, within time.Duration, e *Encoder) error {
-	e.room()
-	if e.Len() > MaxFrame {
-		return fmt.Errorf("%w: %d octets", ErrTooLong, e.Len())
+// outgoing is a frame to be sent. It takes over the encoder's octets.
+type outgoing struct {
+	kind   byte
+	verb   Verb
+	id     uint32
+	within time.Duration
+	e      *Encoder
+}
+
+func (o outgoing) bytes() ([]byte, error) {
+	o.e.room()
+	if o.e.Len() > MaxFrame {
+		return nil, fmt.Errorf("%w: %d octets", ErrTooLong, o.e.Len())
 	}
-	b := e.b
+	b := o.e.b
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4)) //nolint:gosec // bounded by MaxFrame
-	b[4], b[5] = kind, byte(verb)
-	binary.BigEndian.PutUint32(b[6:], id)
-	binary.BigEndian.PutUint32(b[10:], uint32(min(within, longestCall).Milliseconds())) //nolint:gosec // a minute at most
+	b[4], b[5] = o.kind, byte(o.verb)
+	binary.BigEndian.PutUint32(b[6:], o.id)
+	binary.BigEndian.PutUint32(b[10:], uint32(min(o.within, longestCall).Milliseconds())) //nolint:gosec // a minute at most
+	return b, nil
+}
+
+// send writes frames by one write, so that the other end wakes up once.
+func (w *wire) send(frames ...outgoing) error {
+	all := make(net.Buffers, 0, 2)
+	for _, o := range frames {
+		b, err := o.bytes()
+		if err != nil {
+			if len(frames) > 1 { // what was told would be missing
+				_ = w.conn.Close()
+			}
+			return err
+		}
+		all = append(all, b)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err := w.conn.SetWriteDeadline(time.Now().Add(writeWithin)); err != nil {
 		return err
 	}
-	_, err := w.conn.Write(b)
+	var err error
+	if len(all) == 1 {
+		_, err = w.conn.Write(all[0])
+	} else {
+		_, err = all.WriteTo(w.conn)
+	}
 	if err != nil { // a part may have gone: nothing that follows could be read
 		_ = w.conn.Close()
 	}
@@ -69,7 +98,7 @@ func (w *wire) fault(id uint32, f *Fault) error {
 	e := Sized(16 + len(f.Text))
 	e.Uint(uint64(f.Code))
 	e.String(f.Text[:min(len(f.Text), maxText)])
-	return w.send(kindFault, 0, id, 0, e)
+	return w.send(outgoing{kind: kindFault, id: id, e: e})
 }
 
 func decodeFault(body []byte) (*Fault, error) {
@@ -119,7 +148,7 @@ func readBody(r io.Reader, n int) ([]byte, error) {
 func (w *wire) hello(h Hello) error {
 	e := Sized(128)
 	h.encode(e)
-	return w.send(kindHello, 0, 0, 0, e)
+	return w.send(outgoing{kind: kindHello, e: e})
 }
 
 // greeted reads the other end's hello, or its refusal.

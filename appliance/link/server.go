@@ -186,7 +186,7 @@ func (p *peerConn) answer(f frame, out *Encoder, err error) error {
 		if f.kind == kindTell {
 			return nil
 		}
-		if err = p.w.send(kindAnswer, f.verb, f.id, 0, out); !errors.Is(err, ErrTooLong) {
+		if err = p.w.send(outgoing{kind: kindAnswer, verb: f.verb, id: f.id, e: out}); !errors.Is(err, ErrTooLong) {
 			return err
 		}
 	}

@@ -26,6 +26,8 @@ type Holder struct {
 	mu      sync.Mutex
 	live    *link.Client  // level with the log; nil: away, or being fed what it missed
 	level   chan struct{} // closed while live is set
+	queue   []audit.Line  // durable, and sent before the next call, or after a moment
+	late    *time.Timer   // sends the queue where no call does
 	started bool          // the log is open
 	known   uint64        // lines of the log that are durable
 	refused error         // what it said of a line that does not continue its chain: for good
@@ -42,6 +44,7 @@ type HolderOptions struct {
 // NewHolder connects.
 func NewHolder(o HolderOptions) *Holder {
 	h := &Holder{scan: o.Scan, log: o.Link.Log, level: make(chan struct{})}
+	h.late = time.AfterFunc(time.Hour, h.flush)
 	if h.log == nil {
 		h.log = zap.NewNop()
 	}
@@ -50,8 +53,12 @@ func NewHolder(o HolderOptions) *Holder {
 	return h
 }
 
-// Close ends the link.
-func (h *Holder) Close() error { return h.c.Close() }
+// Close sends what is left, and ends the link.
+func (h *Holder) Close() error {
+	h.late.Stop()
+	h.flush()
+	return h.c.Close()
+}
 
 // Ready waits until the keyholder answers.
 func (h *Holder) Ready(ctx context.Context) error { return h.c.Ready(ctx) }
@@ -126,8 +133,18 @@ func (h *Holder) feed(c *link.Client, next, size uint64) (uint64, error) {
 	return next, err
 }
 
-// tell sends lines, in messages of a bounded size.
+// tell sends lines.
 func tell(c *link.Client, batch []audit.Line) error {
+	for _, t := range messages(batch) {
+		if err := c.Tell(t.Verb, t.Message); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// messages are lines in messages of a bounded size.
+func messages(batch []audit.Line) (all []link.Told) {
 	for len(batch) > 0 {
 		n, size := 0, 0
 		for n < len(batch) && (n == 0 || size+len(batch[n].Raw) <= maxLines) {
@@ -139,12 +156,10 @@ func tell(c *link.Client, batch []audit.Line) error {
 		for _, l := range batch[:n] {
 			e.Bytes(l.Raw)
 		}
-		if err := c.Tell(verbFollow, e); err != nil {
-			return err
-		}
+		all = append(all, link.Told{Verb: verbFollow, Message: e})
 		batch = batch[n:]
 	}
-	return nil
+	return all
 }
 
 func (h *Holder) setLive(c *link.Client) {
@@ -164,6 +179,7 @@ func (h *Holder) makeAway() {
 	if h.live != nil {
 		h.live, h.level = nil, make(chan struct{})
 	}
+	h.queue = nil // it is in the log, and is fed from there
 }
 
 func (h *Holder) down(why error) {
@@ -206,11 +222,24 @@ func (h *Holder) call(ctx context.Context, v link.Verb, e *link.Encoder) (*link.
 	if err != nil {
 		return nil, err
 	}
-	d, err := c.Call(ctx, v, e)
+	d, err := h.callWith(ctx, c, v, e)
 	if err != nil {
 		return nil, fromFault(err)
 	}
 	return d, nil
+}
+
+// callWith sends the queue with the call. The lock keeps what is appended meanwhile
+// behind it; it is given back before the answer is waited for.
+func (h *Holder) callWith(ctx context.Context, c *link.Client, v link.Verb, e *link.Encoder) (*link.Decoder, error) {
+	h.mu.Lock()
+	var told []link.Told
+	if h.live == c {
+		told, h.queue = messages(h.queue), nil
+	}
+	sent := sync.OnceFunc(h.mu.Unlock)
+	defer sent()
+	return c.CallAfter(ctx, v, e, sent, told...)
 }
 
 func (h *Holder) seen(ctx context.Context, c *link.Client) (next, seen uint64, what string, err error) {
@@ -251,8 +280,35 @@ func (h *Holder) Seen(ctx context.Context) (uint64, string, error) {
 	return seen, what, err
 }
 
+// Bounds of what waits for the next call: octets, lines, and time. A line that the
+// keyholder does not take is known that much later, and before anything is signed.
+const (
+	maxQueue   = 64
+	queueFor   = 50 * time.Millisecond
+	queueBytes = 256 << 10
+)
+
+// send sends the queue. The caller holds the lock.
+func (h *Holder) send() {
+	if h.live == nil || len(h.queue) == 0 {
+		return
+	}
+	batch := h.queue
+	h.queue = nil
+	if err := tell(h.live, batch); err != nil {
+		h.makeAway()
+	}
+}
+
+func (h *Holder) flush() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.send()
+}
+
 // Follow implements [audit.Follower]. The lines are durable: a keyholder that is
-// away gets them later.
+// away gets them later. One that is there gets them before the next call, in one
+// wake-up with it.
 func (h *Holder) Follow(_ context.Context, batch []audit.Line) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -263,8 +319,16 @@ func (h *Holder) Follow(_ context.Context, batch []audit.Line) error {
 	if h.live == nil {
 		return nil
 	}
-	if err := tell(h.live, batch); err != nil {
-		h.makeAway()
+	if len(h.queue) == 0 {
+		h.late.Reset(queueFor)
+	}
+	h.queue = append(h.queue, batch...)
+	size := 0
+	for _, l := range h.queue {
+		size += len(l.Raw)
+	}
+	if len(h.queue) >= maxQueue || size >= queueBytes {
+		h.send()
 	}
 	return nil
 }
