@@ -25,6 +25,7 @@ var (
 	ErrDeadline     = errors.New("the token did not answer in time")
 	ErrBusy         = errors.New("no session became free in time")
 	ErrHung         = errors.New("a call is stuck inside the PKCS#11 module; end this process")
+	ErrDown         = errors.New("the token is away; it is being looked for")
 	ErrClosed       = errors.New("the token is closed")
 	ErrPurpose      = errors.New("the key is not for this use")
 	ErrAlgorithm    = errors.New("algorithm not supported for this key")
@@ -172,4 +173,9 @@ func fault(op, key string, err error) error {
 func sentinel(op string, name, cause error) error {
 	code, _ := CodeOf(cause)
 	return &Error{Op: op, Code: code, Err: name}
+}
+
+// lasting reports whether err is beyond repair.
+func lasting(err error) bool {
+	return errors.Is(err, ErrKeyChanged) || errors.Is(err, ErrTokenChanged) || errors.Is(err, ErrPIN) || errors.Is(err, ErrPINCount)
 }

@@ -13,6 +13,14 @@
 // never again after it was refused, nor on a token whose flags say that somebody
 // gave a wrong one.
 //
+// A token that was lost (a dead server, a device that was pulled out, a library in trouble)
+// is looked for until it is back, with growing pauses: the module is initialized anew,
+// unless another token on it works, there is one login, and every key is found
+// and compared again. Meanwhile callers get ErrDown at once. That a token is lost
+// is not taken from one failed call, which a stranger's ciphertext can bring
+// about: it takes a probe that fails too, or three failures in a row of operations
+// on input of our own.
+//
 // Decrypt opens PKCS#1 v1.5 key transport without becoming an oracle: raw RSA in
 // the token, constant-time unpadding here, a random key for whatever does not unpad.
 //
@@ -23,9 +31,9 @@
 // A process that holds an open Token can use its keys; what may be signed is
 // the caller's to decide. The PIN stays in memory, to log in again, and the Go
 // runtime, the binding and the module make copies that cannot be wiped. A call that is
-// stuck inside the module cannot be canceled: [Token.Healthy] then says
-// ErrHung, and only ending the process helps. Trouble of the module itself (a
-// device that went away) is reported and not repaired here.
+// stuck inside the module cannot be canceled: [Token.Hung] and [Token.Healthy] tell of
+// it, and only ending the process helps. The library stays mapped: one that needs to be
+// loaded again altogether needs a new process too.
 package hsm
 
 import (
@@ -68,13 +76,15 @@ type Stats struct {
 	Overdue      uint64 // calls that outlived their deadline
 	Busy         uint64 // callers that got no session in time
 	OwnSignature uint64 // signatures that did not verify, and did not leave
+	Lost         uint64 // times that the token was lost
+	Reloads      uint64 // times that the module was initialized again for it
 }
 
 // A Token is an open, logged-in token.
 type Token struct {
 	module *Module
-	owned  bool // Close closes the module too
-	slot   Slot
+	owned  bool                 // Close closes the module too
+	slot   atomic.Pointer[Slot] // another one after the token came back elsewhere
 	config Config
 	pin    PIN
 	log    *zap.Logger
@@ -92,12 +102,27 @@ type Token struct {
 	logins atomic.Uint64 // grows with each login; a key handle is good for one value
 
 	fatal   atomic.Pointer[Error] // set once: nothing is tried any more
+	down    atomic.Pointer[Error] // why it is being looked for
 	trouble atomic.Pointer[Error] // the module's last error, until a call succeeds
-	stats   counters
+	wrong   atomic.Pointer[Error] // a signature that did not verify, until one does
+	epoch   atomic.Pointer[epoch]
+
+	strikes   atomic.Int64  // failures in a row
+	forgeries atomic.Int64  // wrong signatures in a row
+	vague     atomic.Int64  // logins in a row that failed and did not say why
+	doubts    atomic.Uint64 // failures that ask for a probe
+	checking  atomic.Bool   // somebody is probing
+	level     int           // of the delay; this and the next belong to seek
+	back      time.Time     // when it was found last
+
+	keysMu sync.Mutex
+	keys   map[string]*Key // that were found, to be found again
+
+	stats counters
 }
 
 type counters struct {
-	sign, decrypt, find, login, sessions, dropped, retried, overdue, busy, ownSignature atomic.Uint64
+	sign, decrypt, find, login, sessions, dropped, retried, overdue, busy, ownSignature, lost, reloads atomic.Uint64
 }
 
 // Open loads the module, finds the token and logs in: one attempt, never a
@@ -126,14 +151,17 @@ func (m *Module) Open(ctx context.Context, c Config) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.reserve(slot.ID); err != nil {
+	if err := m.reserve(slot); err != nil {
 		return nil, err
 	}
 	t, err := m.openSlot(ctx, c, slot)
 	if err != nil {
-		m.unreserve(slot.ID)
+		m.unreserve(slot)
 		return nil, err
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.open[slot.name()] = t
 	return t, nil
 }
 
@@ -161,10 +189,12 @@ func (m *Module) openSlot(ctx context.Context, c Config, slot Slot) (*Token, err
 		c.Log = zap.NewNop()
 	}
 	t := &Token{
-		module: m, slot: slot, config: c, pin: pin,
+		module: m, config: c, pin: pin, keys: map[string]*Key{},
 		log:  c.Log.With(zap.String("token", slot.Label), zap.String("serial", slot.Serial)),
 		pool: make(chan *session, c.Sessions), closing: make(chan struct{}), late: make(chan struct{}),
 	}
+	t.slot.Store(&slot)
+	t.epoch.Store(&epoch{over: make(chan struct{})})
 	for range c.Sessions {
 		t.pool <- &session{}
 	}
@@ -202,8 +232,8 @@ func pinUsable(s Slot) error {
 	return &Error{Op: "log in", Err: fmt.Errorf("%w: %s", ErrPINCount, why)}
 }
 
-// Slot tells which token this is, as it was when it was opened.
-func (t *Token) Slot() Slot { return t.slot }
+// Slot tells which token this is, as it was when it was opened or found again.
+func (t *Token) Slot() Slot { return *t.slot.Load() }
 
 // Stats returns the counters.
 func (t *Token) Stats() Stats {
@@ -212,12 +242,14 @@ func (t *Token) Stats() Stats {
 		Sign: s.sign.Load(), Decrypt: s.decrypt.Load(), Find: s.find.Load(), Login: s.login.Load(),
 		Sessions: s.sessions.Load(), Dropped: s.dropped.Load(), Retried: s.retried.Load(),
 		Overdue: s.overdue.Load(), Busy: s.busy.Load(), OwnSignature: s.ownSignature.Load(),
+		Lost: s.lost.Load(), Reloads: s.reloads.Load(),
 	}
 }
 
-// Healthy returns nil, or why the token cannot be relied on: ErrHung, ErrPIN,
-// ErrKeyChanged and ErrTokenChanged last until the process ends; an [*Error] of
-// ClassModule until an operation succeeds.
+// Healthy returns nil, or why the token cannot be relied on: ErrPIN, ErrPINCount,
+// ErrKeyChanged and ErrTokenChanged last until the process ends, ErrHung until the
+// call comes back, ErrDown until the token is found again; ErrOwnSignature until a
+// signature verifies, and an [*Error] of ClassModule until an operation or a probe succeeds.
 func (t *Token) Healthy() error {
 	if e := t.fatal.Load(); e != nil {
 		return e
@@ -225,8 +257,13 @@ func (t *Token) Healthy() error {
 	if t.hung.Load() > 0 {
 		return &Error{Op: "health", Err: ErrHung}
 	}
-	if e := t.trouble.Load(); e != nil {
-		return e
+	if err := t.usable(); err != nil && !errors.Is(err, ErrClosed) {
+		return err
+	}
+	for _, p := range []*atomic.Pointer[Error]{&t.wrong, &t.trouble} {
+		if e := p.Load(); e != nil {
+			return e
+		}
 	}
 	return nil
 }
@@ -266,13 +303,15 @@ func (t *Token) close() error {
 		}
 		t.login.Lock()
 		defer t.login.Unlock()
-		_ = t.module.p11.CloseSession(t.anchor) // the last one to close logs out; it may be gone already
+		if t.down.Load() == nil { // else its number may be another token's by now
+			_ = t.module.p11.CloseSession(t.anchor) // the last one to close logs out; it may be gone already
+		}
 		return struct{}{}, nil
 	})
 	if err != nil {
 		return err
 	}
-	t.module.unreserve(t.slot.ID)
+	t.module.unreserve(*t.slot.Load())
 	if t.owned {
 		return t.module.Close()
 	}
@@ -289,18 +328,21 @@ func (t *Token) forget() {
 	}
 }
 
-func (m *Module) reserve(slot uint) error {
+func (m *Module) reserve(slot Slot) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.open[slot] {
+	if _, taken := m.open[slot.name()]; taken {
 		return &Error{Op: "open token", Err: ErrInUse}
 	}
-	m.open[slot] = true
+	m.open[slot.name()] = nil
 	return nil
 }
 
-func (m *Module) unreserve(slot uint) {
+func (m *Module) unreserve(slot Slot) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.open, slot)
+	delete(m.open, slot.name())
 }
+
+// name is what stays the same when a token is moved to another slot.
+func (s Slot) name() string { return s.Serial + "\x00" + s.Label }

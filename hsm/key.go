@@ -93,6 +93,7 @@ func (t *Token) Key(ctx context.Context, spec KeySpec) (*Key, error) {
 	spec.ID = f.id // found again by it, also if somebody gives its label to another key
 	k := &Key{token: t, spec: spec, pub: f.pub, alg: f.alg, findings: f.findings}
 	k.handle.Store(&handle{f.private, f.login})
+	t.remember(k)
 	return k, nil
 }
 
@@ -163,9 +164,12 @@ func (b Bound) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte,
 		return nil, fault("sign", k.spec.Label, err)
 	}
 	if sig, err = k.verified(hash, digest, sig); err != nil {
-		k.token.stats.ownSignature.Add(1)
-		return fail(err)
+		e := &Error{Op: "sign", Key: k.spec.Label, Err: err}
+		k.token.forged(e)
+		return nil, e
 	}
+	k.token.wrong.Store(nil)
+	k.token.forgeries.Store(0)
 	return sig, nil
 }
 
@@ -316,7 +320,7 @@ func (b Bound) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts
 // strip leading zeros.
 func (k *Key) rawDecrypt(ctx context.Context, ciphertext []byte, size int) ([]byte, error) {
 	t := k.token
-	return call(ctx, t, "decrypt", func(h pkcs11.SessionHandle) ([]byte, error) {
+	return run(ctx, t, foreign, "decrypt", func(h pkcs11.SessionHandle) ([]byte, error) {
 		object, err := k.object(h)
 		if err != nil {
 			return nil, err

@@ -20,14 +20,17 @@ const adminDeadline = 60 * time.Second
 
 // A Module is a PKCS#11 library, loaded and initialized. What C_Initialize sets
 // up belongs to the process, so there is one Module for a library at a time;
-// several tokens may be open on it.
+// several tokens may be open on it. A token that lost the library has it finalized
+// and initialized again, while no other token on it works.
 type Module struct {
-	path string
-	p11  *pkcs11.Ctx
+	path   string
+	p11    *pkcs11.Ctx
+	repair chan struct{} // holds one thing; who took it may repair a token
 
 	mu     sync.Mutex
-	open   map[uint]bool // slots with an open Token
-	stuck  int           // calls that never came back: the library must not be finalized under them
+	open   map[string]*Token // by serial and label; nil while it is being opened
+	inside int               // calls in the library, which must not be finalized under them
+	away   bool              // it is being finalized and initialized
 	closed bool
 }
 
@@ -66,7 +69,10 @@ func Load(path string) (*Module, error) {
 	if p11 == nil {
 		return nil, &Error{Op: op, Err: fmt.Errorf("%w: %s is not a PKCS#11 library for this machine", ErrModule, path)}
 	}
-	if err := p11.Initialize(); err != nil {
+	if err := initialize(p11); err != nil {
+		if errors.Is(err, ErrHung) {
+			return nil, &Error{Op: op, Err: fmt.Errorf("%w: %s: %w", ErrModule, path, err)}
+		}
 		p11.Destroy()
 		code, _ := CodeOf(err)
 		if uint(code) == pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED {
@@ -74,7 +80,23 @@ func Load(path string) (*Module, error) {
 		}
 		return nil, &Error{Op: op, Code: code, Err: fmt.Errorf("%w: %s", ErrModule, path)}
 	}
-	return &Module{path: path, p11: p11, open: map[uint]bool{}}, nil
+	m := &Module{path: path, p11: p11, repair: make(chan struct{}, 1), open: map[string]*Token{}}
+	m.repair <- struct{}{}
+	return m, nil
+}
+
+// initialize stops waiting after adminDeadline; the library is of no use then.
+func initialize(p11 *pkcs11.Ctx) error {
+	done := make(chan error, 1)
+	go func() { done <- p11.Initialize() }()
+	timer := time.NewTimer(adminDeadline)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		return ErrHung
+	}
 }
 
 // Close finalizes the library. Tokens that are still open on it give ErrClosed
@@ -87,7 +109,7 @@ func (m *Module) Close() error {
 	if m.closed {
 		return nil
 	}
-	if m.stuck > 0 {
+	if m.inside > 0 {
 		return &Error{Op: "close module", Err: ErrHung}
 	}
 	m.closed = true
@@ -98,21 +120,23 @@ func (m *Module) Close() error {
 
 // Slots lists every slot that has a token, initialized or not.
 func (m *Module) Slots(ctx context.Context) ([]Slot, error) {
-	return bounded(ctx, m, "list slots", func() ([]Slot, error) {
-		ids, err := m.p11.GetSlotList(true)
+	return bounded(ctx, m, "list slots", m.slots)
+}
+
+func (m *Module) slots() ([]Slot, error) {
+	ids, err := m.p11.GetSlotList(true)
+	if err != nil {
+		return nil, err
+	}
+	slots := make([]Slot, 0, len(ids))
+	for _, id := range ids {
+		s, err := m.slot(id)
 		if err != nil {
 			return nil, err
 		}
-		slots := make([]Slot, 0, len(ids))
-		for _, id := range ids {
-			s, err := m.slot(id)
-			if err != nil {
-				return nil, err
-			}
-			slots = append(slots, s)
-		}
-		return slots, nil
-	})
+		slots = append(slots, s)
+	}
+	return slots, nil
 }
 
 func (m *Module) slot(id uint) (Slot, error) {
@@ -173,6 +197,23 @@ func choose(slots []Slot, serial, label string) (Slot, error) {
 	}
 }
 
+// look finds the token by a module of our own, closed again, because crypto11
+// looks at neither the flags nor for two tokens of one name.
+func look(ctx context.Context, c Config) (Slot, error) {
+	m, err := Load(c.Module)
+	if err != nil {
+		return Slot{}, err
+	}
+	slot, err := m.Find(ctx, c.Serial, c.Label)
+	if err == nil {
+		err = pinUsable(slot)
+	}
+	if cerr := m.Close(); err == nil {
+		err = cerr
+	}
+	return slot, err
+}
+
 // InitToken initializes the token in an empty slot, and returns it as it is now.
 // It refuses a token that is initialized, as what is on it would be erased, and a
 // label of another token; ErrNoToken says that the slot is gone. The user PIN has
@@ -200,17 +241,9 @@ func (m *Module) InitToken(ctx context.Context, slot Slot, label string, so PIN)
 		if err := m.p11.InitToken(slot.ID, officer, label); err != nil {
 			return Slot{}, err
 		}
-		ids, err := m.p11.GetSlotList(true) // a module may number its slots anew now
+		after, err := m.slots() // a module may number its slots anew now
 		if err != nil {
 			return Slot{}, err
-		}
-		var after []Slot
-		for _, id := range ids {
-			s, err := m.slot(id)
-			if err != nil {
-				return Slot{}, err
-			}
-			after = append(after, s)
 		}
 		return choose(after, "", label)
 	})
@@ -280,17 +313,20 @@ func bounded[T any](ctx context.Context, m *Module, op string, f func() (T, erro
 func (m *Module) hold() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed {
+	switch {
+	case m.closed:
 		return ErrClosed
+	case m.away:
+		return ErrDown
 	}
-	m.stuck++
+	m.inside++
 	return nil
 }
 
 func (m *Module) release() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.stuck--
+	m.inside--
 }
 
 // late gives the error for a caller who stopped waiting.

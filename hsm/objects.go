@@ -132,6 +132,45 @@ func (t *Token) value(h pkcs11.SessionHandle, o pkcs11.ObjectHandle, typ uint) (
 	return got[0].Value, nil
 }
 
+func (t *Token) remember(k *Key) {
+	t.keysMu.Lock()
+	defer t.keysMu.Unlock()
+	t.keys[string(k.spec.Purpose)+"\x00"+k.spec.Label+"\x00"+string(k.spec.ID)] = k
+}
+
+func (t *Token) known() []*Key {
+	t.keysMu.Lock()
+	defer t.keysMu.Unlock()
+	var all []*Key
+	for _, k := range t.keys {
+		all = append(all, k)
+	}
+	return all
+}
+
+// opens has the token decrypt a number that was encrypted here.
+func (k *Key) opens(h pkcs11.SessionHandle) error {
+	pub, ok := k.pub.(*rsa.PublicKey)
+	if !ok {
+		return ErrAlgorithm
+	}
+	object, err := k.object(h)
+	if err != nil {
+		return err
+	}
+	m := new(big.Int).SetBytes(random32())
+	c := new(big.Int).Exp(m, big.NewInt(int64(pub.E)), pub.N).FillBytes(make([]byte, pub.Size()))
+	p11 := k.token.module.p11
+	if err := p11.DecryptInit(h, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_X_509, nil)}, object); err != nil {
+		return err
+	}
+	got, err := p11.Decrypt(h, c)
+	if err == nil && new(big.Int).SetBytes(got).Cmp(m) != 0 {
+		err = pkcs11.Error(pkcs11.CKR_FUNCTION_FAILED) // it cannot be relied on, whatever it says
+	}
+	return err
+}
+
 // An Object is something that is stored on a token.
 type Object struct {
 	Class string // "private key", "public key", "secret key", "certificate", "data", or a number
@@ -263,7 +302,7 @@ func (t *Token) ReplaceData(ctx context.Context, label string, value []byte) err
 		t.data.Lock()
 		defer t.data.Unlock()
 		// In a session of its own: those of the pool cannot write.
-		h, err := t.module.p11.OpenSession(t.slot.ID, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		h, err := t.module.p11.OpenSession(t.slot.Load().ID, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 		if err != nil {
 			return struct{}{}, err
 		}

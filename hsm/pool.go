@@ -15,6 +15,7 @@ import (
 type session struct {
 	handle pkcs11.SessionHandle
 	open   bool
+	epoch  *epoch // it is dead when the token has another one
 }
 
 // The states of a call: it ends by exactly one step out of running.
@@ -29,7 +30,12 @@ type answer[T any] struct {
 	err error
 }
 
-// call runs f in a session of its own. f runs in another goroutine, because
+// call runs f, whose input is ours, in a session of its own.
+func call[T any](ctx context.Context, t *Token, op string, f func(h pkcs11.SessionHandle) (T, error)) (T, error) {
+	return run(ctx, t, ours, op, f)
+}
+
+// run runs f in a session of its own. f runs in another goroutine, because
 // nothing can cancel a thread inside C: it must not touch what the caller may
 // change after call returned, and gives its result back by value.
 //
@@ -37,7 +43,7 @@ type answer[T any] struct {
 // f returns. A call that outlives the deadline is given up: its place in the pool
 // stays taken until it comes back, if ever, so that the number of threads stuck
 // inside the module is bounded by the pool, and its session is then closed.
-func call[T any](ctx context.Context, t *Token, op string, f func(h pkcs11.SessionHandle) (T, error)) (T, error) {
+func run[T any](ctx context.Context, t *Token, k kind, op string, f func(h pkcs11.SessionHandle) (T, error)) (T, error) {
 	var zero T
 	s, err := t.take(ctx)
 	if err != nil {
@@ -65,6 +71,7 @@ func call[T any](ctx context.Context, t *Token, op string, f func(h pkcs11.Sessi
 		}
 		t.module.release()
 		t.pool <- s
+		t.judge(k, err)
 		done <- answer[T]{v, err}
 	}()
 	select {
@@ -86,6 +93,7 @@ func (t *Token) giveUp(op string) {
 
 // take gets a session from the pool; it need not be open yet.
 func (t *Token) take(ctx context.Context) (*session, error) {
+	now := t.epoch.Load()
 	if err := t.usable(); err != nil {
 		return nil, err
 	}
@@ -104,6 +112,8 @@ func (t *Token) take(ctx context.Context) (*session, error) {
 		return t.unlessClosing(s)
 	case <-t.closing:
 		return nil, ErrClosed
+	case <-now.over:
+		return nil, t.usable()
 	case <-ctx.Done():
 		return nil, late(ctx.Err())
 	case <-timer.C:
@@ -129,6 +139,9 @@ func (t *Token) usable() error {
 	if e := t.fatal.Load(); e != nil {
 		return e
 	}
+	if e := t.down.Load(); e != nil {
+		return &Error{Op: "reach token", Code: e.Code, Err: fmt.Errorf("%w: %w", ErrDown, e)}
+	}
 	return nil
 }
 
@@ -146,8 +159,9 @@ func attempt[T any](t *Token, s *session, f func(h pkcs11.SessionHandle) (T, err
 		class := ClassOf(err)
 		switch {
 		case err == nil:
-			t.trouble.Store(nil)
 			return v, nil
+		case t.usable() != nil: // lost or closed meanwhile: no time for repairs
+			return v, err
 		case class == ClassSession && !reopened:
 			reopened = true
 			t.drop(s, err)
@@ -158,7 +172,6 @@ func attempt[T any](t *Token, s *session, f func(h pkcs11.SessionHandle) (T, err
 				return v, e
 			}
 		default:
-			t.note(err)
 			if _, asked := CodeOf(err); asked {
 				t.drop(s, err)
 			}
@@ -168,37 +181,21 @@ func attempt[T any](t *Token, s *session, f func(h pkcs11.SessionHandle) (T, err
 	}
 }
 
-// note remembers trouble of the module, and what is beyond repair.
-func (t *Token) note(err error) {
-	e, ok := errors.AsType[*Error](fault("token", "", err))
-	if !ok {
-		return
-	}
-	if errors.Is(e, ErrKeyChanged) || errors.Is(e, ErrTokenChanged) || errors.Is(e, ErrPIN) || errors.Is(e, ErrPINCount) {
-		if t.fatal.CompareAndSwap(nil, e) {
-			t.log.Error("token is out of use", zap.Error(e))
-		}
-		return
-	}
-	if e.Class() == ClassModule {
-		t.trouble.Store(e)
-	}
-}
-
 func (t *Token) ensure(s *session) error {
-	if s.open {
+	now := t.epoch.Load()
+	if s.open && s.epoch == now {
 		return nil
 	}
 	h, err := t.openSession()
 	if err != nil {
 		return err
 	}
-	s.handle, s.open = h, true
+	s.handle, s.open, s.epoch = h, true, now
 	return nil
 }
 
 func (t *Token) openSession() (pkcs11.SessionHandle, error) {
-	h, err := t.module.p11.OpenSession(t.slot.ID, pkcs11.CKF_SERIAL_SESSION)
+	h, err := t.module.p11.OpenSession(t.slot.Load().ID, pkcs11.CKF_SERIAL_SESSION)
 	if err != nil {
 		return 0, err
 	}
@@ -218,10 +215,10 @@ func (t *Token) drop(s *session, why error) {
 }
 
 func (t *Token) shut(s *session) {
-	if s.open {
+	if s.open && s.epoch == t.epoch.Load() { // else its number may be another session's by now
 		_ = t.module.p11.CloseSession(s.handle) // it is given up either way
-		s.handle, s.open = 0, false
 	}
+	s.handle, s.open = 0, false
 }
 
 // firstLogin opens the session that keeps the login alive, and logs in. For a
@@ -266,30 +263,20 @@ func (t *Token) relogin(s *session, seen uint64, cause error) error {
 	if err := t.usable(); err != nil {
 		return err
 	}
-	now, err := t.module.slot(t.slot.ID)
+	was := t.slot.Load()
+	now, err := t.module.slot(was.ID)
 	if err != nil {
-		t.note(err)
 		return err
 	}
-	if now.Serial != t.slot.Serial || now.Label != t.slot.Label {
-		err := &Error{Op: "log in again", Err: ErrTokenChanged}
-		t.note(err)
-		return err
+	if now.Serial != was.Serial || now.Label != was.Label {
+		err = &Error{Op: "log in again", Err: ErrTokenChanged}
+	} else if err = pinUsable(now); err == nil {
+		err = t.logIn(s.handle)
 	}
-	if err := pinUsable(now); err != nil {
-		t.note(err)
-		return err
+	if e, ok := errors.AsType[*Error](err); ok && lasting(e) {
+		t.fail(e) // before the next one who waits for the lock
 	}
-	if err := t.usable(); err != nil { // it may have been closed while the module was asked
-		return err
-	}
-	t.stats.login.Add(1)
-	err = t.module.p11.Login(s.handle, pkcs11.CKU_USER, t.pin.reveal())
-	if code, _ := CodeOf(err); err != nil && uint(code) != pkcs11.CKR_USER_ALREADY_LOGGED_IN {
-		if code.Class() == ClassPIN {
-			err = sentinel("log in again", ErrPIN, err)
-		}
-		t.note(err)
+	if err != nil {
 		return err
 	}
 	if _, err := t.module.p11.GetSessionInfo(t.anchor); err != nil {
@@ -303,4 +290,32 @@ func (t *Token) relogin(s *session, seen uint64, cause error) error {
 	code, _ := CodeOf(cause)
 	t.log.Warn("logged in again", zap.Stringer("code", code))
 	return nil
+}
+
+// logIn makes one attempt with the PIN. A refusal is the last one, and so is a failure that
+// does not say why, when it comes again: it may be what the token calls a wrong PIN.
+// The caller holds t.login, and looked at the token's flags.
+func (t *Token) logIn(h pkcs11.SessionHandle) error {
+	const op = "log in again"
+	select {
+	case <-t.closing: // the PIN is wiped, or about to be
+		return ErrClosed
+	default:
+	}
+	t.stats.login.Add(1)
+	err := t.module.p11.Login(h, pkcs11.CKU_USER, t.pin.reveal())
+	code, _ := CodeOf(err)
+	switch {
+	case err == nil || uint(code) == pkcs11.CKR_USER_ALREADY_LOGGED_IN:
+		t.vague.Store(0)
+		return nil
+	case code.Class() == ClassPIN:
+		return sentinel(op, ErrPIN, err)
+	case code.Class() == ClassSession, code.Class() == ClassModule && uint(code) != pkcs11.CKR_GENERAL_ERROR && uint(code) != pkcs11.CKR_FUNCTION_FAILED:
+		return err // the token did not get as far as the PIN
+	case t.vague.Add(1) >= vagueLogins:
+		return sentinel(op, ErrPIN, err)
+	default:
+		return err
+	}
 }

@@ -221,13 +221,21 @@ func NewShim(tb testing.TB) Shim {
 	return s
 }
 
-// Spoil changes what the next calls of one function do; function is "SignInit",
-// "Sign", "DecryptInit", "Decrypt", "Login", "OpenSession" or "GetTokenInfo", and the
-// first four may be followed by a colon and the label of the one key that is
+// Always is a count that does not run out.
+const Always = 1 << 30
+
+// Spoil changes what the next calls of one function do; function is "Initialize", "Finalize",
+// "GetSlotList", "GetTokenInfo", "OpenSession", "GetSessionInfo", "Login",
+// "FindObjectsInit", "GetAttributeValue", "CreateObject", "DestroyObject",
+// "GenerateRandom", "SignInit", "Sign", "DecryptInit" or "Decrypt", or "*" for all of
+// these. The last four may be followed by a colon and the label of the one key that is
 // meant. effect is "rv 0x..." (return this instead of calling; 0 is CKR_OK), "delay N"
 // (milliseconds, before the call), "hold" (before the call, until Spoil is called
-// again, at most 30 s) or "flip" (one bit of the answer). It lasts for count calls,
-// in each process that has the module.
+// again, at most 30 s), "flip" (one bit of the answer of Sign or Decrypt), "gone" (the
+// token was pulled out: its sessions are lost and no slot has one) or, for Decrypt,
+// "picky 0x..." (return this for a ciphertext that begins with four zeros, as some
+// tokens do for padding that they do not like). It lasts for count calls, in each
+// process that has the module.
 func (s Shim) Spoil(tb testing.TB, function, effect string, count int) {
 	tb.Helper()
 	tmp := s.control + ".new"
@@ -239,10 +247,23 @@ func (s Shim) Spoil(tb testing.TB, function, effect string, count int) {
 	}
 }
 
+// Heal ends what Spoil began.
+func (s Shim) Heal(tb testing.TB) {
+	tb.Helper()
+	s.Spoil(tb, "none", "none", 0)
+}
+
 // Spoiled is how many calls were spoiled since the shim was made.
 func (s Shim) Spoiled(tb testing.TB) int {
 	tb.Helper()
-	b, err := os.ReadFile(s.control + ".spoiled")
+	return s.Count(tb, "spoiled")
+}
+
+// Count is how many calls of "Login", "Initialize" or "OpenSession" there were since
+// the shim was made, in all processes.
+func (s Shim) Count(tb testing.TB, function string) int {
+	tb.Helper()
+	b, err := os.ReadFile(s.control + "." + function)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		tb.Fatal(err)
 	}

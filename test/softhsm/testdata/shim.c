@@ -1,8 +1,9 @@
 /* A PKCS#11 module that passes everything on to REAL and spoils single calls,
  * as the file CONTROL says: "function count effect [value]". A function may be
  * followed by a colon and the label of a key, and means calls with that key
- * alone then. A new file (by its inode) starts a new count. Each spoiled call
- * makes the file CONTROL.spoiled one octet longer. */
+ * alone then; "*" means all. A new file (by its inode) starts a new count. Each
+ * spoiled call makes the file CONTROL.spoiled one octet longer; each C_Login,
+ * C_Initialize and C_OpenSession, spoiled or not, CONTROL.Login and so on. */
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -23,9 +24,11 @@
 static CK_FUNCTION_LIST mine;
 static CK_FUNCTION_LIST_PTR real;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static volatile CK_SESSION_HANDLE newest, lost; /* they grow until C_Finalize */
 static ino_t seen;
 static long seen_ns;
 static int left;
+static volatile CK_RV picky; /* the answer to a ciphertext that begins with zeros */
 static char function[96], effect[32], value[32];
 
 /* What the key is called that an operation of a session began with. */
@@ -57,11 +60,25 @@ static void begin(CK_SESSION_HANDLE h, CK_OBJECT_HANDLE k)
 static int meant(const char *name, CK_SESSION_HANDLE h)
 {
 	size_t n = strlen(name);
+	if (strcmp(function, "*") == 0)
+		return 1;
 	if (strncmp(function, name, n) != 0)
 		return 0;
 	if (function[n] == 0)
 		return 1;
 	return function[n] == ':' && begun[h % 64].session == h && strcmp(function + n + 1, begun[h % 64].label) == 0;
+}
+
+static void tally(const char *name)
+{
+	char path[4096];
+	FILE *f;
+	snprintf(path, sizeof path, "%s.%s", CONTROL, name);
+	f = fopen(path, "a");
+	if (f) {
+		fputc('.', f);
+		fclose(f);
+	}
 }
 
 /* spoiled tells whether this call is one to spoil, and takes it off the count. */
@@ -78,17 +95,14 @@ static int spoiled(const char *name, CK_SESSION_HANDLE h, struct hit *hit)
 			if (f) {
 				if (fscanf(f, "%95s %d %31s %31s", function, &left, effect, value) < 3)
 					left = 0;
+				picky = left && strcmp(effect, "picky") == 0 ? strtoul(value, 0, 0) : 0;
 				fclose(f);
 			}
 			seen = st.st_ino;
 			seen_ns = st.st_mtim.tv_nsec;
 		}
 		if (left > 0 && meant(name, h)) {
-			FILE *f = fopen(CONTROL ".spoiled", "a");
-			if (f) {
-				fputc('.', f);
-				fclose(f);
-			}
+			tally("spoiled");
 			left--;
 			strcpy(hit->how, effect);
 			strcpy(hit->arg, value);
@@ -101,6 +115,16 @@ static int spoiled(const char *name, CK_SESSION_HANDLE h, struct hit *hit)
 	return found;
 }
 
+/* gone is how a token that was pulled out answers. Its sessions are lost: they are
+ * not closed, because other threads are at work in them. */
+static CK_RV gone(const char *name)
+{
+	pthread_mutex_lock(&lock);
+	lost = newest;
+	pthread_mutex_unlock(&lock);
+	return strcmp(name, "GetTokenInfo") == 0 ? CKR_TOKEN_NOT_PRESENT : CKR_DEVICE_REMOVED;
+}
+
 /* before returns 1 if the call is over, with its answer in rv; *flip says to
  * spoil the answer. */
 static int before(const char *name, CK_SESSION_HANDLE h, int *flip, CK_RV *rv)
@@ -109,8 +133,12 @@ static int before(const char *name, CK_SESSION_HANDLE h, int *flip, CK_RV *rv)
 	struct stat st;
 	int i;
 	*flip = 0;
-	if (!spoiled(name, h, &hit))
-		return 0;
+	if (!spoiled(name, h, &hit)) {
+		if (h == 0 || h > lost)
+			return 0;
+		*rv = CKR_SESSION_HANDLE_INVALID;
+		return 1;
+	}
 	if (strcmp(hit.how, "rv") == 0) {
 		*rv = strtoul(hit.arg, 0, 0);
 		return 1;
@@ -125,44 +153,122 @@ static int before(const char *name, CK_SESSION_HANDLE h, int *flip, CK_RV *rv)
 		}
 	if (strcmp(hit.how, "flip") == 0)
 		*flip = 1;
+	if (strcmp(hit.how, "gone") == 0 && strcmp(name, "Initialize") != 0 && strcmp(name, "Finalize") != 0) {
+		*rv = gone(name);
+		return 1;
+	}
 	return 0;
+}
+
+/* SPOIL is for the functions whose answer is not looked at. */
+#define SPOIL(name, session) do { \
+	int flip; \
+	CK_RV rv; \
+	if (before(name, session, &flip, &rv)) \
+		return rv; \
+} while (0)
+
+static CK_RV initialize(CK_VOID_PTR args)
+{
+	tally("Initialize");
+	SPOIL("Initialize", 0);
+	return real->C_Initialize(args);
+}
+
+static CK_RV finalize(CK_VOID_PTR p)
+{
+	SPOIL("Finalize", 0);
+	newest = lost = 0;
+	return real->C_Finalize(p);
+}
+
+/* A token that is gone leaves an empty list behind. */
+static CK_RV slot_list(CK_BBOOL present, CK_SLOT_ID_PTR list, CK_ULONG_PTR n)
+{
+	int flip;
+	CK_RV rv;
+	if (!before("GetSlotList", 0, &flip, &rv))
+		return real->C_GetSlotList(present, list, n);
+	if (rv != CKR_DEVICE_REMOVED)
+		return rv;
+	*n = 0;
+	return CKR_OK;
+}
+
+static CK_RV session_info(CK_SESSION_HANDLE h, CK_SESSION_INFO_PTR info)
+{
+	SPOIL("GetSessionInfo", h);
+	return real->C_GetSessionInfo(h, info);
+}
+
+static CK_RV find_init(CK_SESSION_HANDLE h, CK_ATTRIBUTE_PTR a, CK_ULONG n)
+{
+	SPOIL("FindObjectsInit", h);
+	return real->C_FindObjectsInit(h, a, n);
+}
+
+static CK_RV get_attribute(CK_SESSION_HANDLE h, CK_OBJECT_HANDLE o, CK_ATTRIBUTE_PTR a, CK_ULONG n)
+{
+	SPOIL("GetAttributeValue", h);
+	return real->C_GetAttributeValue(h, o, a, n);
+}
+
+static CK_RV create_object(CK_SESSION_HANDLE h, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o)
+{
+	SPOIL("CreateObject", h);
+	return real->C_CreateObject(h, a, n, o);
+}
+
+static CK_RV destroy_object(CK_SESSION_HANDLE h, CK_OBJECT_HANDLE o)
+{
+	SPOIL("DestroyObject", h);
+	return real->C_DestroyObject(h, o);
+}
+
+static CK_RV random_bytes(CK_SESSION_HANDLE h, CK_BYTE_PTR p, CK_ULONG n)
+{
+	SPOIL("GenerateRandom", h);
+	return real->C_GenerateRandom(h, p, n);
 }
 
 static CK_RV sign_init(CK_SESSION_HANDLE h, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k)
 {
-	int flip;
-	CK_RV rv;
 	begin(h, k);
-	return before("SignInit", h, &flip, &rv) ? rv : real->C_SignInit(h, m, k);
+	SPOIL("SignInit", h);
+	return real->C_SignInit(h, m, k);
 }
 
 static CK_RV decrypt_init(CK_SESSION_HANDLE h, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k)
 {
-	int flip;
-	CK_RV rv;
 	begin(h, k);
-	return before("DecryptInit", h, &flip, &rv) ? rv : real->C_DecryptInit(h, m, k);
+	SPOIL("DecryptInit", h);
+	return real->C_DecryptInit(h, m, k);
 }
 
 static CK_RV login(CK_SESSION_HANDLE h, CK_USER_TYPE u, CK_UTF8CHAR_PTR p, CK_ULONG n)
 {
-	int flip;
-	CK_RV rv;
-	return before("Login", h, &flip, &rv) ? rv : real->C_Login(h, u, p, n);
+	tally("Login");
+	SPOIL("Login", h);
+	return real->C_Login(h, u, p, n);
 }
 
 static CK_RV open_session(CK_SLOT_ID s, CK_FLAGS f, CK_VOID_PTR app, CK_NOTIFY n, CK_SESSION_HANDLE_PTR h)
 {
-	int flip;
-	CK_RV rv;
-	return before("OpenSession", 0, &flip, &rv) ? rv : real->C_OpenSession(s, f, app, n, h);
+	CK_RV got;
+	tally("OpenSession");
+	SPOIL("OpenSession", 0);
+	got = real->C_OpenSession(s, f, app, n, h);
+	pthread_mutex_lock(&lock);
+	if (got == CKR_OK && *h > newest)
+		newest = *h;
+	pthread_mutex_unlock(&lock);
+	return got;
 }
 
 static CK_RV token_info(CK_SLOT_ID s, CK_TOKEN_INFO_PTR info)
 {
-	int flip;
-	CK_RV rv;
-	return before("GetTokenInfo", 0, &flip, &rv) ? rv : real->C_GetTokenInfo(s, info);
+	SPOIL("GetTokenInfo", 0);
+	return real->C_GetTokenInfo(s, info);
 }
 
 /* A call without a buffer only asks for the length. */
@@ -182,6 +288,8 @@ static CK_RV decrypt(CK_SESSION_HANDLE h, CK_BYTE_PTR in, CK_ULONG n, CK_BYTE_PT
 {
 	int flip = 0;
 	CK_RV rv;
+	if (out && picky && n > 4 && memcmp(in, "\0\0\0", 4) == 0)
+		return picky;
 	if (out && before("Decrypt", h, &flip, &rv))
 		return rv;
 	rv = real->C_Decrypt(h, in, n, out, len);
@@ -201,6 +309,15 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list)
 		if (!get || get(&real) != CKR_OK)
 			return CKR_GENERAL_ERROR;
 		memcpy(&mine, real, sizeof mine);
+		mine.C_Initialize = initialize;
+		mine.C_Finalize = finalize;
+		mine.C_GetSlotList = slot_list;
+		mine.C_GetSessionInfo = session_info;
+		mine.C_FindObjectsInit = find_init;
+		mine.C_GetAttributeValue = get_attribute;
+		mine.C_CreateObject = create_object;
+		mine.C_DestroyObject = destroy_object;
+		mine.C_GenerateRandom = random_bytes;
 		mine.C_SignInit = sign_init;
 		mine.C_Sign = sign;
 		mine.C_DecryptInit = decrypt_init;
