@@ -29,7 +29,7 @@ need-demo:
 	tools/need $(NEED_DEMO)
 
 need-test:
-	tools/need $(NEED_DEMO) systemd
+	tools/need $(NEED_DEMO) systemd p11-kit p11-kit-modules opencryptoki
 
 demo: need-demo build
 	$(BIN)/postern-demo
@@ -72,7 +72,7 @@ test: need-test build lint vuln fuzz unit
 
 # The loops of `make test`, ten times longer.
 soak: need-test build
-	POSTERN_SOAK=1 POSTERN_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 4h ./test/crash/...
+	POSTERN_SOAK=1 POSTERN_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 4h ./test/crash/... ./test/tokens/...
 	tools/fuzz 60s
 
 bench: need-demo build

@@ -50,7 +50,7 @@ func Generate(ctx context.Context, c Config, plans []KeyPlan) ([]Generated, erro
 	if err != nil {
 		return nil, err
 	}
-	slot, err := look(ctx, c)
+	config, err := look(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func Generate(ctx context.Context, c Config, plans []KeyPlan) ([]Generated, erro
 	done := make(chan answer[[]Generated], 1)
 	go func() {
 		defer pin.Wipe()
-		out, err := generateAll(ctx, c.Module, slot, pin, plans)
+		out, err := generateAll(ctx, config, pin, plans)
 		done <- answer[[]Generated]{out, err}
 	}()
 	select {
@@ -99,12 +99,8 @@ func complete(plans []KeyPlan) ([]KeyPlan, error) {
 	return out, nil
 }
 
-func generateAll(ctx context.Context, path string, slot Slot, pin PIN, plans []KeyPlan) (out []Generated, err error) {
-	number := int(slot.ID)
-	config := &crypto11.Config{Path: path, SlotNumber: &number, Pin: pin.reveal(), MaxSessions: 2}
-	if slot.Serial != "" {
-		config.SlotNumber, config.TokenSerial = nil, slot.Serial
-	}
+func generateAll(ctx context.Context, config *crypto11.Config, pin PIN, plans []KeyPlan) (out []Generated, err error) {
+	config.Pin = pin.reveal()
 	p, err := crypto11.Configure(config)
 	if err != nil {
 		if ClassOf(err) == ClassPIN {
@@ -338,9 +334,12 @@ func (t *Token) wrap(h pkcs11.SessionHandle, object pkcs11.ObjectHandle) error {
 		return fmt.Errorf("%w: %w", errNoWrapper, err)
 	}
 	err = error(nil)
-	for _, m := range []uint{pkcs11.CKM_AES_KEY_WRAP_PAD, pkcs11.CKM_AES_KEY_WRAP} {
+	for _, m := range []*pkcs11.Mechanism{
+		pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil), pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_WRAP, nil),
+		pkcs11.NewMechanism(pkcs11.CKM_AES_CBC_PAD, make([]byte, 16)),
+	} {
 		var wrapped []byte
-		wrapped, err = p11.WrapKey(h, []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)}, key, object)
+		wrapped, err = p11.WrapKey(h, []*pkcs11.Mechanism{m}, key, object)
 		clear(wrapped)
 		if code, _ := CodeOf(err); uint(code) != pkcs11.CKR_MECHANISM_INVALID {
 			return err

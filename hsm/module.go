@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
 )
 
@@ -198,20 +199,49 @@ func choose(slots []Slot, serial, label string) (Slot, error) {
 }
 
 // look finds the token by a module of our own, closed again, because crypto11
-// looks at neither the flags nor for two tokens of one name.
-func look(ctx context.Context, c Config) (Slot, error) {
+// looks at neither the flags nor for two tokens of one name: it takes a serial or a label,
+// and the first token that has it. Some makers give all tokens one serial.
+func look(ctx context.Context, c Config) (*crypto11.Config, error) {
 	m, err := Load(c.Module)
 	if err != nil {
-		return Slot{}, err
+		return nil, err
 	}
-	slot, err := m.Find(ctx, c.Serial, c.Label)
-	if err == nil {
-		err = pinUsable(slot)
-	}
+	slots, err := m.Slots(ctx)
 	if cerr := m.Close(); err == nil {
 		err = cerr
 	}
-	return slot, err
+	if err != nil {
+		return nil, err
+	}
+	slot, err := choose(slots, c.Serial, c.Label)
+	if err == nil {
+		err = pinUsable(slot)
+	}
+	if err != nil {
+		return nil, err
+	}
+	serials, labels := 0, 0
+	for _, s := range slots {
+		serials += count(s.Serial == slot.Serial)
+		labels += count(s.Label == slot.Label)
+	}
+	out := &crypto11.Config{Path: c.Module, MaxSessions: 2}
+	switch number := int(slot.ID); {
+	case serials == 1 && slot.Serial != "":
+		out.TokenSerial = slot.Serial
+	case labels == 1 && slot.Label != "":
+		out.TokenLabel = slot.Label
+	default:
+		out.SlotNumber = &number
+	}
+	return out, nil
+}
+
+func count(yes bool) int {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 // InitToken initializes the token in an empty slot, and returns it as it is now.

@@ -373,11 +373,12 @@ func (t *Token) again() (Slot, error) {
 	}
 	was := t.slot.Load()
 	for _, s := range slots {
-		switch {
-		case s.Serial != was.Serial:
-		case s.Initialized && s.Label == was.Label:
+		if s.Initialized && s.name() == was.name() {
 			return s, nil
-		default:
+		}
+	}
+	for _, s := range slots { // a serial alone says little: some makers give all tokens the same
+		if s.ID == was.ID && s.Serial == was.Serial {
 			return Slot{}, &Error{Op: "look for token", Err: fmt.Errorf("%w: it was initialized anew", ErrTokenChanged)}
 		}
 	}
