@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -30,22 +31,25 @@ func (r *running) bind(p sandbox.Profile) error {
 // bindKeyholder has the library loaded inside: what it may touch is what the
 // library is known to need, and what the configuration adds.
 func (r *running) bindKeyholder() error {
-	t := r.cfg.Token
-	k := sandbox.Known(t.Module)
-	k.State = r.cfg.KeyholderState
-	k.Secrets = append(k.Secrets, r.cfg.PINPath)
+	k := sandbox.Keys{State: r.cfg.KeyholderState, Dial: slices.Clone(r.dial)}
+	for _, t := range r.cfg.Tokens {
+		known := sandbox.Known(t.Module)
+		k.Modules = append(k.Modules, known.Modules...)
+		k.Secrets = append(append(k.Secrets, known.Secrets...), t.PINPath)
+		k.Read = append(append(k.Read, known.Read...), t.Sandbox.Read...)
+		k.Tokens = append(append(k.Tokens, known.Tokens...), t.Sandbox.Write...)
+		k.Dial = append(append(k.Dial, known.Dial...), t.Sandbox.Connect...)
+		k.Sockets = append(k.Sockets, known.Sockets...)
+		if t.Sandbox.Network {
+			k.Sockets = append(k.Sockets, unix.AF_INET, unix.AF_INET6)
+		}
+		k.Exec = k.Exec || known.Exec || t.Sandbox.Exec
+	}
 	if f := r.cfg.TLS.KeyFile; f != "" {
 		if _, err := os.Stat(f); err == nil { // else it is made, in the keyholder's folder
 			k.Secrets = append(k.Secrets, f)
 		}
 	}
-	k.Read = append(k.Read, t.Sandbox.Read...)
-	k.Tokens = append(k.Tokens, t.Sandbox.Write...)
-	k.Dial = append(append(k.Dial, t.Sandbox.Connect...), r.dial...)
-	if t.Sandbox.Network {
-		k.Sockets = append(k.Sockets, unix.AF_INET, unix.AF_INET6)
-	}
-	k.Exec = t.Sandbox.Exec
 	if err := folder(k.State); err != nil {
 		return err
 	}

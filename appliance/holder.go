@@ -10,6 +10,7 @@ import (
 
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/keyholder"
+	"github.com/postern-pki/postern/appliance/tokens"
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/hsm/issuer"
 )
@@ -18,9 +19,9 @@ import (
 type Keyholder struct {
 	*keyholder.Keyholder
 	closers
-	cfg   *config.Config
-	token *hsm.Token
-	keys  map[string]*hsm.Key // by name
+	cfg    *config.Config
+	tokens *tokens.Set
+	keys   map[string]*hsm.Key // by name
 }
 
 // OpenKeyholder logs in once, finds every key, with the attributes of its purpose
@@ -30,17 +31,12 @@ func OpenKeyholder(ctx context.Context, cfg *config.Config, env Env) (_ *Keyhold
 	env = env.orDefault()
 	k := &Keyholder{cfg: cfg, keys: make(map[string]*hsm.Key)}
 	defer k.failed(ctx, &err)
-	t := cfg.Token
-	k.token, err = hsm.Open(ctx, hsm.Config{
-		Module: t.Module, Serial: t.Serial, Label: t.Label, PIN: hsm.PINFromFile(cfg.PINPath),
-		Sessions: t.Sessions, Deadline: cfg.TokenDeadline, Log: env.Zap.Named("hsm"),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("opening the token: %w", err)
+	if k.tokens, err = tokens.Open(ctx, cfg.Tokens, env.Zap.Named("hsm")); err != nil {
+		return nil, err
 	}
-	k.onClose(func(context.Context) error { return k.token.Close() })
+	k.onClose(k.tokens.Close)
 	for _, c := range cfg.Keys {
-		if k.keys[c.Name], err = openKey(ctx, k.token, c); err != nil {
+		if k.keys[c.Name], err = openKey(ctx, k.tokens.Token(c.Token), c); err != nil {
 			return nil, err
 		}
 	}
@@ -66,12 +62,12 @@ func (k *Keyholder) Close(ctx context.Context) error { return k.closers.Close(ct
 
 // Hung is closed when a call of the token's library has outlived its deadline: only
 // the end of the process helps.
-func (k *Keyholder) Hung() <-chan struct{} { return k.token.Hung() }
+func (k *Keyholder) Hung() <-chan struct{} { return k.tokens.Hung() }
 
 func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 	o := keyholder.Options{
 		Origin: k.cfg.Origin, Audit: k.keys[k.cfg.Audit.Key], CAs: make(map[string]keyholder.CA), Names: k.keys,
-		Token: k.token, Dir: k.cfg.KeyholderState, Marks: marks{k.token}, MarkEvery: k.cfg.MarkEvery, Rate: k.cfg.KeyholderRate,
+		Token: k.tokens, Dir: k.cfg.KeyholderState, Marks: marks{k.tokens.Token(k.cfg.KeyNamed(k.cfg.Audit.Key).Token)}, MarkEvery: k.cfg.MarkEvery, Rate: k.cfg.KeyholderRate,
 		Now: env.Now, Log: env.Zap.Named("keyholder"),
 	}
 	if err := k.tlsKey(env, &o); err != nil {

@@ -40,9 +40,9 @@ type Config struct {
 	Digest   string // "sha256:" and hex, of the file's bytes
 	Policies *policy.Set
 
-	PINPath          string // of the token's PIN
+	Tokens           []LoadedToken // at least one; each key's Token is the name of one
+	SoftHSM2Conf     string        // what SOFTHSM2_CONF has to be for them, or ""
 	ChallengeKeyPath string
-	TokenDeadline    time.Duration
 	CheckpointEvery  time.Duration
 	KeyholderState   string        // folder of the keyholder
 	KeyholderRate    int           // certificates a second that each CA signs, at most; 0: the default
@@ -139,7 +139,7 @@ func (l *loader) check() {
 			l.fault("transcript", "cannot be read: "+reason(err), "")
 		}
 	}
-	l.token()
+	l.tokens()
 	l.keys()
 	for i := range c.File.Issuers {
 		l.issuer(i)
@@ -201,27 +201,6 @@ func (l *loader) secret(path string, s Secret) string {
 	return ""
 }
 
-func (l *loader) token() {
-	t := &l.c.Token
-	if l.need("token.module", t.Module) {
-		l.abs(&t.Module)
-	}
-	if t.Serial == "" && t.Label == "" {
-		l.fault("token", "has to name the token by serial or label", "")
-	}
-	if t.Sessions < 0 || t.Sessions > 256 {
-		l.fault("token.sessions", "is 0 to 256", "")
-	}
-	l.abs(&t.SoftHSM2Conf)
-	for _, list := range [][]string{t.Sandbox.Read, t.Sandbox.Write, t.Sandbox.Connect} {
-		for i := range list {
-			l.abs(&list[i])
-		}
-	}
-	l.c.PINPath = l.secret("token.pin", t.PIN)
-	l.c.TokenDeadline = l.duration("token.deadline", t.Deadline, 5*time.Second, 100*time.Millisecond, time.Minute)
-}
-
 var (
 	hexForm = regexp.MustCompile(`^([0-9a-f]{2})+$`)
 	sumForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -234,10 +213,11 @@ func (l *loader) keys() {
 		if l.need(at+".name", k.Name) && names[k.Name] {
 			l.fault(at+".name", "is given twice", "")
 		}
-		if l.need(at+".label", k.Label) && labels[k.Label] {
+		label := k.Token + "\x00" + k.Label
+		if l.need(at+".label", k.Label) && labels[label] {
 			l.fault(at+".label", "one key cannot have two purposes", "")
 		}
-		names[k.Name], labels[k.Label] = true, true
+		names[k.Name], labels[label] = true, true
 		purposes := []string{"ca", "ra-sign", "ra-decrypt", "tls", "audit"}
 		if !slices.Contains(purposes, k.Purpose) {
 			l.fault(at+".purpose", "is one of "+strings.Join(purposes, ", "), policy.Nearest(k.Purpose, purposes))

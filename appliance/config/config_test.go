@@ -163,11 +163,11 @@ func TestAGoodConfigurationIsResolved(t *testing.T) {
 	if faults != nil {
 		t.Fatal(faults)
 	}
-	if c.State != filepath.Join(dir, "state") || c.PINPath != filepath.Join(dir, "pin") || c.Issuers[0].CA == nil || c.OperatorCA == nil {
+	if c.State != filepath.Join(dir, "state") || c.Tokens[0].PINPath != filepath.Join(dir, "pin") || c.Issuers[0].CA == nil || c.OperatorCA == nil {
 		t.Errorf("not resolved: %+v", c)
 	}
-	if c.TokenDeadline != 5*time.Second || c.CheckpointEvery != time.Minute {
-		t.Errorf("defaults: %v, %v", c.TokenDeadline, c.CheckpointEvery)
+	if c.Tokens[0].Deadline != 5*time.Second || c.CheckpointEvery != time.Minute {
+		t.Errorf("defaults: %v, %v", c.Tokens[0].Deadline, c.CheckpointEvery)
 	}
 }
 

@@ -8,7 +8,8 @@ type File struct {
 	Origin     string     `yaml:"origin"`
 	Transcript string     `yaml:"transcript"`
 	Profiles   []string   `yaml:"profiles"`
-	Token      Token      `yaml:"token"`
+	Token      Token      `yaml:"token"`  // the only one
+	Tokens     []Token    `yaml:"tokens"` // or several, with names
 	Keys       []Key      `yaml:"keys"`
 	Issuers    []Issuer   `yaml:"issuers"`
 	Audit      Audit      `yaml:"audit"`
@@ -23,6 +24,7 @@ type File struct {
 // Token names the PKCS#11 module and the token in it, by serial (preferred) or
 // label.
 type Token struct {
+	Name         string `yaml:"name"` // what keys call it; needed in a list
 	Module       string `yaml:"module"`
 	Serial       string `yaml:"serial"`
 	Label        string `yaml:"label"`
@@ -51,10 +53,11 @@ type Secret struct {
 	Credential string `yaml:"credential"`
 }
 
-// Key is one key on the token. Purpose is ca, ra-sign, ra-decrypt, tls or audit.
+// Key is one key on a token. Purpose is ca, ra-sign, ra-decrypt, tls or audit.
 type Key struct {
 	Name    string `yaml:"name"`
 	Purpose string `yaml:"purpose"`
+	Token   string `yaml:"token"` // its name; "": the only one
 	Label   string `yaml:"label"`
 	ID      string `yaml:"id"`   // CKA_ID, hex; "" finds by label alone
 	SPKI    string `yaml:"spki"` // hex SHA-256 of the public key, from the ceremony

@@ -18,11 +18,6 @@ func Known(module string) Keys {
 	name := filepath.Base(module)
 	settings, named := os.LookupEnv("SOFTHSM2_CONF")
 	switch {
-	case named || strings.HasPrefix(name, "libsofthsm2"):
-		if settings == "" {
-			settings = "/etc/softhsm/softhsm2.conf"
-		}
-		k.Read, k.Tokens = []string{settings}, []string{softHSM(settings)}
 	case strings.HasPrefix(name, "libopencryptoki") || name == "PKCS11_API.so":
 		k.Read = []string{"/etc/opencryptoki", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group"} // it asks for the group pkcs11
 		k.Tokens = []string{"/var/lib/opencryptoki", "/run/lock/opencryptoki", "/dev/shm"}
@@ -33,6 +28,11 @@ func Known(module string) Keys {
 				k.Dial = []string{path}
 			}
 		}
+	case named || strings.HasPrefix(name, "libsofthsm2"):
+		if settings == "" {
+			settings = "/etc/softhsm/softhsm2.conf"
+		}
+		k.Read, k.Tokens = []string{settings}, []string{softHSM(settings)}
 	}
 	return k
 }

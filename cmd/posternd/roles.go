@@ -74,7 +74,7 @@ func serve(ctx context.Context, o options, role string) error {
 	if err != nil {
 		return err
 	}
-	if conf := cfg.Token.SoftHSM2Conf; conf != "" && role == rpc.RoleKeyholder {
+	if conf := cfg.SoftHSM2Conf; conf != "" && role == rpc.RoleKeyholder {
 		// The module reads it from the environment when it is loaded, once.
 		if err := os.Setenv("SOFTHSM2_CONF", conf); err != nil {
 			return err

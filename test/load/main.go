@@ -262,7 +262,8 @@ func measureFloor(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	token, err := hsm.Open(ctx, hsm.Config{Module: cfg.Token.Module, Serial: cfg.Token.Serial, PIN: hsm.PINFromFile(cfg.PINPath), Deadline: time.Minute})
+	only := cfg.Tokens[0]
+	token, err := hsm.Open(ctx, hsm.Config{Module: only.Module, Serial: only.Serial, PIN: hsm.PINFromFile(only.PINPath), Deadline: time.Minute})
 	if err != nil {
 		return err
 	}
