@@ -214,6 +214,49 @@ func (m *Module) openSlot(ctx context.Context, c Config, slot Slot) (*Token, err
 	return t, nil
 }
 
+// examineDeadline bounds an examination; some devices take long to make an RSA key.
+const examineDeadline = 5 * time.Minute
+
+// Examine has look use the library itself, for a diagnosis: in a session that can write
+// and is logged in if pin is not nil, by the rules of [Module.Open]. The session
+// ends with it, and with that the login and every object of the session. look runs in another
+// goroutine, and may outlive its caller.
+func (m *Module) Examine(ctx context.Context, slot Slot, pin PINSource, look func(p *pkcs11.Ctx, h pkcs11.SessionHandle) error) error {
+	secret := ""
+	if pin != nil {
+		if err := pinUsable(slot); err != nil {
+			return err
+		}
+		p, err := pin(ctx)
+		if err != nil {
+			return fmt.Errorf("hsm: examine token: %w", err)
+		}
+		secret = p.reveal()
+		p.Wipe()
+	}
+	if err := m.reserve(slot); err != nil {
+		return err
+	}
+	defer m.unreserve(slot)
+	_, err := boundedBy(ctx, examineDeadline, m, "examine token", func() (_ struct{}, err error) {
+		h, err := m.p11.OpenSession(slot.ID, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer func() { err = errors.Join(err, m.p11.CloseSession(h)) }()
+		if pin != nil {
+			if err := m.p11.Login(h, pkcs11.CKU_USER, secret); err != nil {
+				if ClassOf(err) == ClassPIN {
+					err = sentinel("log in", ErrPIN, err)
+				}
+				return struct{}{}, err
+			}
+		}
+		return struct{}{}, look(m.p11, h)
+	})
+	return err
+}
+
 // pinUsable refuses where one more wrong PIN could lock the token.
 func pinUsable(s Slot) error {
 	var why string

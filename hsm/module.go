@@ -319,11 +319,15 @@ func (m *Module) initPIN(id uint, officer, pin string) (err error) {
 // bounded runs an administrative call, which no Go code can cancel, and stops
 // waiting for it with ctx or after adminDeadline.
 func bounded[T any](ctx context.Context, m *Module, op string, f func() (T, error)) (T, error) {
+	return boundedBy(ctx, adminDeadline, m, op, f)
+}
+
+func boundedBy[T any](ctx context.Context, most time.Duration, m *Module, op string, f func() (T, error)) (T, error) {
 	var zero T
 	if err := m.hold(); err != nil {
 		return zero, &Error{Op: op, Err: err}
 	}
-	ctx, cancel := context.WithTimeout(ctx, adminDeadline)
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	done := make(chan answer[T], 1)
 	go func() {

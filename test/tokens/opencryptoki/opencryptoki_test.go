@@ -10,11 +10,13 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/miekg/pkcs11"
 
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/doctor"
 	"github.com/postern-pki/postern/test/softhsm"
 	"github.com/postern-pki/postern/test/tokens/opencryptoki"
 )
@@ -219,5 +221,36 @@ func TestTwoMakersInOneProcess(t *testing.T) {
 		if _, err := audit.Sign(nil, make([]byte, 32), crypto.SHA256); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestTheDoctorKnowsWhatItLacks: what an operator is told before the ceremony.
+func TestTheDoctorKnowsWhatItLacks(t *testing.T) {
+	tok := opencryptoki.New(t)
+	c := config(tok)
+	r, err := doctor.Run(t.Context(), doctor.Options{Module: tok.Module, Serial: tok.Serial, Label: tok.Label, PIN: c.PIN})
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := strings.Join(append(r.Quirks, r.Expect...), "\n")
+	for _, want := range []string{"at most 8 characters", "tokens have its serial", "no EC keys"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("nothing about %q in:\n%s", want, said)
+		}
+	}
+	for _, k := range r.Keys {
+		var left []string
+		for _, a := range k.Attributes {
+			if !strings.HasPrefix(a.Result, "left out: ") {
+				t.Errorf("%s: %+v", k.Purpose, a)
+			}
+			left = append(left, a.Name)
+		}
+		if want := []string{"CKA_DESTROYABLE", "CKA_COPYABLE", "CKA_ALLOWED_MECHANISMS"}; k.Made != k.Algorithm.IsRSA() || k.Made && !slices.Equal(left, want) {
+			t.Errorf("%+v, left out %v", k, left)
+		}
+	}
+	if r.Decrypt.Mode != "raw" {
+		t.Errorf("%+v", r.Decrypt)
 	}
 }
