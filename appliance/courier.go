@@ -80,7 +80,7 @@ func (k *Keyholder) tlsKey(env Env, o *keyholder.Options) error {
 		return nil
 	}
 	key, others := k.keys[c.Key], &servercert.Gauge{}
-	sessions := k.cfg.Token.Sessions
+	sessions := k.cfg.TokenOf(c.Key).Sessions
 	if sessions == 0 {
 		sessions = 2 * runtime.GOMAXPROCS(0)
 	}

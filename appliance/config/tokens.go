@@ -15,6 +15,12 @@ type LoadedToken struct {
 	Deadline time.Duration
 }
 
+// TokenOf returns the token of the key of that name; Load made sure that both are there.
+func (c *Config) TokenOf(key string) LoadedToken {
+	name := c.KeyNamed(key).Token
+	return c.Tokens[slices.IndexFunc(c.Tokens, func(t LoadedToken) bool { return t.Name == name })]
+}
+
 // onlyToken is the name of a token that has none.
 const onlyToken = "token"
 
