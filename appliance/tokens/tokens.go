@@ -46,7 +46,7 @@ func Open(ctx context.Context, tokens []config.LoadedToken, log *zap.Logger) (_ 
 		m := loaded[c.Module]
 		if m == nil {
 			if m, err = hsm.Load(c.Module); err != nil {
-				return nil, fmt.Errorf("opening %s: %w", c.Name, err)
+				return nil, opening(tokens, c, err)
 			}
 			loaded[c.Module] = m
 			s.modules = append(s.modules, m)
@@ -55,7 +55,7 @@ func Open(ctx context.Context, tokens []config.LoadedToken, log *zap.Logger) (_ 
 			Serial: c.Serial, Label: c.Label, PIN: hsm.PINFromFile(c.PINPath), Sessions: c.Sessions, Deadline: c.Deadline, Log: log,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("opening %s: %w", c.Name, err)
+			return nil, opening(tokens, c, err)
 		}
 		s.names, s.tokens[c.Name] = append(s.names, c.Name), token
 	}
@@ -64,6 +64,13 @@ func Open(ctx context.Context, tokens []config.LoadedToken, log *zap.Logger) (_ 
 	}
 	go s.watch()
 	return s, nil
+}
+
+func opening(all []config.LoadedToken, c config.LoadedToken, err error) error {
+	if len(all) > 1 {
+		return fmt.Errorf("opening the token %s: %w", c.Name, err)
+	}
+	return fmt.Errorf("opening the token: %w", err)
 }
 
 // watch tells of the first call that hangs on any of the tokens.

@@ -12,6 +12,7 @@ import (
 	"github.com/postern-pki/postern/protocol/scep"
 	"github.com/postern-pki/postern/protocol/scep/client"
 	"github.com/postern-pki/postern/test/site"
+	"github.com/postern-pki/postern/test/softhsm"
 )
 
 // request is what a device sends again and again, the same bytes each time.
@@ -167,4 +168,54 @@ func TestALostSessionIsRepaired(t *testing.T) {
 	}
 	stop(t, s)
 	verify(t, s)
+}
+
+// TestATokenThatGoesAndComes is pulled out under a service that runs, and put in
+// again: devices are told to come back, nobody starts anything, and the PIN is
+// given once.
+func TestATokenThatGoesAndComes(t *testing.T) {
+	s := newSite(t)
+	shim := shimmed(t, s)
+	start(t, s)
+	d, key := newDevice(t, s), newKey(t)
+	c := newChallenge(t, s, "away.demo.example")
+	r := request(t, d, key, c)
+	logins := shim.Count(t, "Login")
+	shim.Spoil(t, "*", "gone", softhsm.Always)
+	for range 3 {
+		_, err := d.Do(t.Context(), r)
+		unavailable(t, err)
+	}
+	until(t, s, "degraded")
+	_, err := d.Do(t.Context(), r)
+	unavailable(t, err)
+	shim.Heal(t)
+	until(t, s, "good")
+	got, err := d.Do(t.Context(), r)
+	if err != nil {
+		t.Fatalf("with the token back: %v", err)
+	}
+	show(t, s, hexSerial(got.Certificate))
+	if n := shim.Count(t, "Login") - logins; n != 1 {
+		t.Errorf("%d attempts with the PIN", n)
+	}
+	stop(t, s)
+	verify(t, s)
+}
+
+// until waits for the service to say how it is.
+func until(t *testing.T, s *site.Site, state string) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		m, err := s.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m["state"] == state {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it is not %s: %v", state, m)
+		}
+	}
 }
