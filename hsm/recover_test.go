@@ -3,9 +3,15 @@ package hsm_test
 import (
 	"context"
 	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -227,6 +233,36 @@ func TestSomebodyElsesWrongPIN(t *testing.T) {
 	}
 }
 
+// TestSomebodyElsesWrongPINWhileItIsAway: a token that comes back may count failed logins.
+func TestSomebodyElsesWrongPINWhileItIsAway(t *testing.T) {
+	p := newPatient(t)
+	p.shim.Spoil(t, "*", "gone", softhsm.Always)
+	p.lost(t)
+	ca, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "key.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "softhsm2-util", "--import", file, "--serial", p.soft.Serial, "--label", "x", "--id", "01", "--pin", "999999")
+	cmd.Env = p.soft.Env()
+	if out, err := cmd.CombinedOutput(); err == nil {
+		t.Fatalf("the wrong PIN was taken: %s", out)
+	}
+	before := p.shim.Count(t, "Login")
+	p.shim.Heal(t)
+	p.until(t, hsm.ErrPINCount)
+	if n := p.shim.Count(t, "Login") - before; n != 0 {
+		t.Errorf("%d attempts with the PIN", n)
+	}
+}
+
 // TestATokenThatIsPulledOut, and put in again later: also one more time.
 func TestATokenThatIsPulledOut(t *testing.T) {
 	p := newPatient(t)
@@ -277,20 +313,20 @@ func TestATokenThatIsInitializedAnew(t *testing.T) {
 // TestAnotherKeyCameBack: the token is the same, and the key is not.
 func TestAnotherKeyCameBack(t *testing.T) {
 	p := newPatient(t)
+	id := keyID(t, p, "ca")
 	damage(t, softhsm.Module, p.soft.Serial, logout)
 	generateBehind(t, p.soft, func() (pub, private []*pkcs11.Attribute) {
-		pub, private, err := hsm.Template(hsm.RADecrypt, "dec", []byte{7}, hsm.RSA2048)
+		pub, private, err := hsm.Template(hsm.CA, "ca", id, hsm.P256)
 		if err != nil {
 			t.Fatal(err)
 		}
-		pub[1], private[1] = pkcs11.NewAttribute(pkcs11.CKA_ID, keyID(t, p, "dec")), pkcs11.NewAttribute(pkcs11.CKA_ID, keyID(t, p, "dec"))
 		return pub, private
 	})
 	p.shim.Spoil(t, "*", "gone", softhsm.Always)
 	p.lost(t)
 	p.shim.Heal(t)
 	p.until(t, hsm.ErrKeyChanged)
-	if err := p.sign(); !errors.Is(err, hsm.ErrKeyChanged) {
+	if err := p.decrypt(); !errors.Is(err, hsm.ErrKeyChanged) {
 		t.Errorf("another key of that token: %v", err)
 	}
 }
@@ -367,6 +403,23 @@ func TestATokenThatComesAndGoes(t *testing.T) {
 	p.until(t, nil)
 	if err := p.sign(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFailuresApartAreNoLoss: what works in between is there.
+func TestFailuresApartAreNoLoss(t *testing.T) {
+	p := newPatient(t)
+	for range 8 {
+		p.shim.Spoil(t, "SignInit", "rv 0x30", 1)
+		if err := p.sign(); hsm.ClassOf(err) != hsm.ClassModule || errors.Is(err, hsm.ErrDown) {
+			t.Fatalf("Sign: %v", err)
+		}
+		if err := p.sign(); err != nil || p.token.Healthy() != nil {
+			t.Fatalf("and then: %v, %v", err, p.token.Healthy())
+		}
+	}
+	if s := p.token.Stats(); s.Lost != 0 {
+		t.Errorf("%+v", s)
 	}
 }
 
