@@ -6,6 +6,10 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"maps"
 	"os"
@@ -14,9 +18,12 @@ import (
 	"testing"
 
 	"github.com/miekg/pkcs11"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/hsm/doctor"
+	"github.com/postern-pki/postern/protocol/scep/client"
+	"github.com/postern-pki/postern/test/site"
 	"github.com/postern-pki/postern/test/softhsm"
 	"github.com/postern-pki/postern/test/tokens/opencryptoki"
 )
@@ -252,5 +259,151 @@ func TestTheDoctorKnowsWhatItLacks(t *testing.T) {
 	}
 	if r.Decrypt.Mode != "raw" {
 		t.Errorf("%+v", r.Decrypt)
+	}
+}
+
+// move makes the keys of an RSA issuer on a second maker's token, certificates for
+// them like those of the ceremony, and a configuration in which each key names its token.
+func move(t *testing.T, s *site.Site) {
+	t.Helper()
+	tok := opencryptoki.New(t)
+	c := config(tok)
+	made := generate(t, c,
+		hsm.KeyPlan{Purpose: hsm.CA, Label: "ca", Algorithm: hsm.RSA2048},
+		hsm.KeyPlan{Purpose: hsm.RASign, Label: "ra-sign", Algorithm: hsm.RSA2048},
+		hsm.KeyPlan{Purpose: hsm.RADecrypt, Label: "ra-decrypt", Algorithm: hsm.RSA2048})
+	token, err := hsm.Open(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = token.Close() }()
+	var cfg map[string]any
+	data, err := os.ReadFile(s.Config())
+	if err == nil {
+		err = yaml.Unmarshal(data, &cfg)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := s.Path("rsa-pin")
+	if err := os.WriteFile(pin, []byte(opencryptoki.PIN), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	main := cfg["token"].(map[string]any)
+	main["name"] = "main"
+	delete(cfg, "token")
+	cfg["tokens"] = []any{main, map[string]any{"name": "rsa", "module": tok.Module, "serial": tok.Serial, "label": tok.Label, "pin": map[string]any{"file": pin}}}
+	ca := key(t, token, hsm.CA, "ca")
+	var issuer *x509.Certificate
+	for _, g := range made {
+		issuer = certify(t, s.Path("ceremony", g.Label+".pem"), g, ca, issuer)
+	}
+	for _, k := range cfg["keys"].([]any) {
+		k := k.(map[string]any)
+		k["token"] = "main"
+		for _, g := range made {
+			if k["name"] == g.Label {
+				der, err := x509.MarshalPKIXPublicKey(g.Public)
+				if err != nil {
+					t.Fatal(err)
+				}
+				sum := sha256.Sum256(der)
+				k["token"], k["label"], k["id"], k["spki"], k["algorithm"] = "rsa", g.Label, hex.EncodeToString(g.ID), hex.EncodeToString(sum[:]), string(g.Algorithm)
+			}
+		}
+	}
+	if data, err = yaml.Marshal(cfg); err == nil {
+		err = os.WriteFile(s.Config(), data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// certify replaces a certificate of the ceremony by one for another key; issuer is
+// nil for the CA's own. It returns the CA's.
+func certify(t *testing.T, path string, g hsm.Generated, ca *hsm.Key, issuer *x509.Certificate) *x509.Certificate {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(data)
+	like, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	like.SignatureAlgorithm, like.SubjectKeyId, like.AuthorityKeyId = 0, nil, nil
+	parent := issuer
+	if parent == nil {
+		parent, like.PublicKey = like, g.Public
+	}
+	der, err := x509.CreateCertificate(nil, like, parent, g.Public, ca)
+	if err == nil {
+		err = os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if issuer != nil {
+		return issuer
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// TestAServiceWithTwoMakersTokens enrolls a device with the CA and the RA here, the log and
+// TLS signed there, and each role in its sandbox.
+func TestAServiceWithTwoMakersTokens(t *testing.T) {
+	bin, end, err := site.Build(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	s, gone, err := site.New(t.Context(), bin, site.Profiles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gone()
+	move(t, s)
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatalf("%v\n%s", err, s.Tail())
+	}
+	defer func() {
+		if t.Failed() {
+			t.Log(s.Tail())
+		}
+	}()
+	d, err := s.Device(t.Context(), "interop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.NewChallenge(t.Context(), "interop", "CN=two-makers.demo.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	device, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := d.Enroll(t.Context(), client.Enrollment{Key: device, Subject: pkix.Name{CommonName: "two-makers.demo.example"}, Challenge: []byte(c.Challenge)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Certificate.SignatureAlgorithm != x509.SHA256WithRSA {
+		t.Errorf("signed by %v", got.Certificate.SignatureAlgorithm)
+	}
+	status, err := s.Status(t.Context())
+	if err != nil || status["state"] != "good" {
+		t.Errorf("%v, %v", status, err)
+	}
+	if err := s.Stop(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Verify(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
