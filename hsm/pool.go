@@ -70,8 +70,8 @@ func run[T any](ctx context.Context, t *Token, k kind, op string, f func(h pkcs1
 			t.hung.Add(-1)
 		}
 		t.module.release()
+		t.judge(k, err) // before the session is back: what failed then is not held against the next epoch
 		t.pool <- s
-		t.judge(k, err)
 		done <- answer[T]{v, err}
 	}()
 	select {

@@ -90,10 +90,13 @@ func (t *Token) suspect(e *Error) {
 	go func() {
 		seen := t.doubts.Load()
 		for {
+			asked := t.epoch.Load()
 			err := t.probe()
 			code, answered := CodeOf(err)
 			if class := code.Class(); class != ClassOther && class != ClassPIN {
-				t.lose(e)
+				if t.epoch.Load() == asked { // else it was lost and found meanwhile
+					t.lose(e)
+				}
 				break
 			}
 			if !t.pause(probeEvery) || t.usable() != nil {
