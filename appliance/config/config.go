@@ -149,6 +149,7 @@ func (l *loader) check() {
 	}
 	l.audit()
 	l.keyholder()
+	l.links()
 	l.courier()
 	c.ChallengeKeyPath = l.secret("challenges.key", c.Challenges.Key)
 	l.listeners()

@@ -14,6 +14,7 @@ type File struct {
 	Issuers    []Issuer   `yaml:"issuers"`
 	Audit      Audit      `yaml:"audit"`
 	Keyholder  Keyholder  `yaml:"keyholder"`
+	Links      Links      `yaml:"links"`
 	Courier    Courier    `yaml:"courier"`
 	Challenges Challenges `yaml:"challenges"`
 	Devices    Devices    `yaml:"devices"`
@@ -98,6 +99,15 @@ type Keyholder struct {
 // Courier is what the role that asks others over the network keeps by itself.
 type Courier struct {
 	State string `yaml:"state"` // its folder; default: courier, beside the authority's
+}
+
+// Links are how the roles find each other where each is a service of its own: the
+// folder of their sockets, and the users of those that call.
+type Links struct {
+	Folder    string `yaml:"folder"`    // default /run/postern
+	Authority string `yaml:"authority"` // default postern-authority
+	Devices   string `yaml:"devices"`   // default postern-devices
+	Operators string `yaml:"operators"` // default postern-operators
 }
 
 // Challenges names the 32-byte key of the challenges' HMAC tags.

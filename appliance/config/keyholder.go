@@ -22,3 +22,20 @@ func (l *loader) keyholder() {
 	l.c.KeyholderState, l.c.KeyholderRate = k.State, k.MaxPerSecond
 	l.c.MarkEvery = l.duration("keyholder.mark_every", k.MarkEvery, 10*time.Minute, time.Second, 24*time.Hour)
 }
+
+// links fills in what the units of this project have.
+func (l *loader) links() {
+	k := &l.c.Links
+	for _, one := range []struct {
+		value     *string
+		otherwise string
+	}{{&k.Folder, "/run/postern"}, {&k.Authority, "postern-authority"}, {&k.Devices, "postern-devices"}, {&k.Operators, "postern-operators"}} {
+		if *one.value == "" {
+			*one.value = one.otherwise
+		}
+	}
+	l.abs(&k.Folder)
+	if k.Authority == k.Devices || k.Devices == k.Operators || k.Operators == k.Authority {
+		l.fault("links", "two roles have the same user: nobody could tell them apart", "")
+	}
+}

@@ -183,7 +183,7 @@ func (h *headFile) write(c *audit.Chain) error {
 	slot, at := encodeSlot(c, h.counter), int64(h.counter%2)*slotSize
 	// One call that returns when it is on the disk.
 	n, err := unix.Pwritev2(int(h.f.Fd()), [][]byte{slot}, at, unix.RWF_DSYNC) //nolint:gosec // a descriptor fits
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) { // an old kernel or file system
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {        // an old kernel or file system
 		if n, err = h.f.WriteAt(slot, at); err == nil {
 			err = unix.Fdatasync(int(h.f.Fd())) //nolint:gosec // a descriptor fits
 		}

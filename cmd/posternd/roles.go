@@ -28,15 +28,6 @@ type options struct {
 	errOut  io.Writer
 }
 
-// linkDir is where the roles' sockets are when each is a service of its own.
-const linkDir = "/run/postern"
-
-// users are those of the roles that call others, when each is a service of its
-// own; see systemd/sysusers.
-func users() map[string]string {
-	return map[string]string{rpc.RoleAuthority: "postern-authority", rpc.RoleDevices: "postern-devices", rpc.RoleOperators: "postern-operators"}
-}
-
 // prepared is what every process of the service begins with.
 func prepared(o options) (*config.Config, *zap.Logger, error) {
 	if err := hideMemory(); err != nil {
@@ -70,7 +61,7 @@ func serve(ctx context.Context, o options, role string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	env := appliance.Env{Zap: log, Version: version(), Boot: os.Getenv("POSTERN_BOOT_ID"), Devices: o.devices} // as the unit has it
-	ends, ready, err := joined(o, role, &env, cancel)
+	ends, ready, err := joined(o, cfg.Links, role, &env, cancel)
 	if err != nil {
 		return err
 	}
@@ -88,7 +79,7 @@ func serve(ctx context.Context, o options, role string) error {
 }
 
 // joined takes what was handed over: by the parent, or by the service manager.
-func joined(o options, role string, env *appliance.Env, gone func()) (link.Ends, func(), error) {
+func joined(o options, l config.Links, role string, env *appliance.Env, gone func()) (link.Ends, func(), error) {
 	if o.child {
 		// The parent talks to the service manager; a child that could would need the
 		// right to connect.
@@ -113,7 +104,7 @@ func joined(o options, role string, env *appliance.Env, gone func()) (link.Ends,
 	if err := env.Inherit(); err != nil {
 		return nil, nil, err
 	}
-	named, err := link.NewNamed(linkDir, env.Listener(role), users())
+	named, err := link.NewNamed(l.Folder, env.Listener(role), map[string]string{rpc.RoleAuthority: l.Authority, rpc.RoleDevices: l.Devices, rpc.RoleOperators: l.Operators})
 	if err != nil {
 		return nil, nil, err
 	}
