@@ -121,7 +121,10 @@ type Devices struct {
 	URL            string `yaml:"url"`
 	ConnsPerSource int    `yaml:"connections_per_source"` // default 128
 	MaxConns       int    `yaml:"connections"`            // default 2048
-	Handshakes     int    `yaml:"handshakes_per_source"`  // in a second; default 50
+	// BrokenPerMinute is how many envelopes a source may get wrong before it has to
+	// wait; default 60. Raise it for devices behind one address.
+	BrokenPerMinute int `yaml:"broken_per_minute"`
+	Handshakes      int `yaml:"handshakes_per_source"` // in a second; default 50
 }
 
 // Operators is the API's local socket, and its listener, which wants a client

@@ -18,7 +18,7 @@ func (l *loader) listeners() {
 			l.fault("devices.url", "has to be an https URL: nothing speaks plain HTTP", "")
 		}
 	}
-	if c.Devices.ConnsPerSource < 0 || c.Devices.MaxConns < 0 || c.Devices.Handshakes < 0 {
+	if c.Devices.ConnsPerSource < 0 || c.Devices.MaxConns < 0 || c.Devices.BrokenPerMinute < 0 || c.Devices.Handshakes < 0 {
 		l.fault("devices", "limits are not negative", "")
 	}
 	if l.need("operators.socket", c.Operators.Socket) {

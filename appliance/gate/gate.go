@@ -24,9 +24,10 @@ import (
 	"github.com/postern-pki/postern/protocol/scep"
 )
 
-// Devices returns the handler of the devices' listener.
-func Devices(authority protocol.Authority, keys protocol.Keys, now func() time.Time, log *zap.Logger) http.Handler {
-	handler := scep.NewHandler(scep.Options{Authority: authority, Keys: keys, Now: now, Log: log})
+// Devices returns the handler of the devices' listener. brokenPerMinute is how many
+// envelopes a source may get wrong; 0 for the protocol's own default.
+func Devices(authority protocol.Authority, keys protocol.Keys, brokenPerMinute int, now func() time.Time, log *zap.Logger) http.Handler {
+	handler := scep.NewHandler(scep.Options{Authority: authority, Keys: keys, BrokenPerMinute: brokenPerMinute, Now: now, Log: log})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// No ServeMux, which redirects paths that are not clean: a SCEP client does
 		// not follow, and the handler has its own list of paths.

@@ -74,7 +74,7 @@ var ErrHeadInUse = errors.New("keyholder: another keyholder keeps its head in th
 // takeOver waits, for a moment, for a keyholder that is on its way out.
 func (h *headFile) takeOver() (*audit.Chain, error) {
 	for range 100 {
-		err := unix.Flock(int(h.f.Fd()), unix.LOCK_EX|unix.LOCK_NB) //nolint:gosec // a descriptor fits
+		err := unix.Flock(int(h.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return h.load()
 		}
@@ -182,10 +182,10 @@ func (h *headFile) write(c *audit.Chain) error {
 	h.counter++
 	slot, at := encodeSlot(c, h.counter), int64(h.counter%2)*slotSize
 	// One call that returns when it is on the disk.
-	n, err := unix.Pwritev2(int(h.f.Fd()), [][]byte{slot}, at, unix.RWF_DSYNC) //nolint:gosec // a descriptor fits
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {        // an old kernel or file system
+	n, err := unix.Pwritev2(int(h.f.Fd()), [][]byte{slot}, at, unix.RWF_DSYNC)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) { // an old kernel or file system
 		if n, err = h.f.WriteAt(slot, at); err == nil {
-			err = unix.Fdatasync(int(h.f.Fd())) //nolint:gosec // a descriptor fits
+			err = unix.Fdatasync(int(h.f.Fd()))
 		}
 	}
 	if err == nil && n != len(slot) {

@@ -57,10 +57,10 @@ func (o outgoing) bytes() ([]byte, error) {
 		return nil, fmt.Errorf("%w: %d octets", ErrTooLong, o.e.Len())
 	}
 	b := o.e.b
-	binary.BigEndian.PutUint32(b, uint32(len(b)-4)) //nolint:gosec // bounded by MaxFrame
+	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
 	b[4], b[5] = o.kind, byte(o.verb)
 	binary.BigEndian.PutUint32(b[6:], o.id)
-	binary.BigEndian.PutUint32(b[10:], uint32(min(o.within, longestCall).Milliseconds())) //nolint:gosec // a minute at most
+	binary.BigEndian.PutUint32(b[10:], uint32(min(o.within, longestCall).Milliseconds()))
 	return b, nil
 }
 
@@ -104,7 +104,7 @@ func (w *wire) fault(id uint32, f *Fault) error {
 func decodeFault(body []byte) (*Fault, error) {
 	d := NewDecoder(body)
 	code := d.Uint()
-	f := &Fault{Code: Code(code), Text: d.String(maxText)} //nolint:gosec // checked below
+	f := &Fault{Code: Code(code), Text: d.String(maxText)}
 	if code > 1<<16-1 {
 		return nil, fmt.Errorf("%w: a fault's code", ErrProtocol)
 	}

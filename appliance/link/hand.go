@@ -35,7 +35,7 @@ func Pair(kind int) (a, b *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("link: %w", err)
 	}
-	return os.NewFile(uintptr(fds[0]), "link"), os.NewFile(uintptr(fds[1]), "link"), nil //nolint:gosec // descriptors
+	return os.NewFile(uintptr(fds[0]), "link"), os.NewFile(uintptr(fds[1]), "link"), nil
 }
 
 // A Hands is one end of the control socket between a parent and a child: one
@@ -65,7 +65,7 @@ func (h *Hands) Close() error { return h.c.Close() }
 
 // Give hands a descriptor over; the caller closes its own.
 func (h *Hands) Give(what, name string, f *os.File) error {
-	return h.say(what+" "+name, unix.UnixRights(int(f.Fd()))) //nolint:gosec // a descriptor fits
+	return h.say(what+" "+name, unix.UnixRights(int(f.Fd())))
 }
 
 // Begin says that all listening sockets were handed over.
@@ -106,7 +106,7 @@ func (h *Hands) take() (what, name string, f *os.File, err error) {
 		return "", "", nil, fmt.Errorf("%w: on the control socket", ErrProtocol)
 	}
 	unix.CloseOnExec(fds[0])
-	return what, name, os.NewFile(uintptr(fds[0]), what+" "+name), nil //nolint:gosec // a descriptor
+	return what, name, os.NewFile(uintptr(fds[0]), what+" "+name), nil
 }
 
 // WaitReady waits until the child says that it serves; it returns early, with an

@@ -387,7 +387,8 @@ func FuzzServer(f *testing.F) {
 		_, _ = a.Write(append(append(h, e.Body()...), in...))
 		_ = a.Close()
 		select {
-		case <-served:
+		case err := <-served:
+			_ = err // in order, or with a reason
 		case <-time.After(20 * time.Second):
 			t.Fatal("it does not end")
 		}

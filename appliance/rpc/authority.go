@@ -232,11 +232,11 @@ func decodeHash(d *link.Decoder) crypto.Hash { return crypto.Hash(d.Small()) }
 
 func encodeOutcome(e *link.Encoder, o protocol.Outcome) {
 	e.String(o.RequestID)
-	e.Uint(uint64(o.Status)) //nolint:gosec // small and positive
+	e.Uint(uint64(o.Status))
 	e.List(o.Certificates)
 	e.Bool(o.Refusal != nil)
 	if o.Refusal != nil {
-		e.Uint(uint64(o.Refusal.Kind)) //nolint:gosec // small and positive
+		e.Uint(uint64(o.Refusal.Kind))
 		e.String(o.Refusal.Say)
 	}
 }
@@ -253,7 +253,7 @@ func encodeRejected(e *link.Encoder, r protocol.Rejected) {
 	for _, s := range [...]string{r.Protocol, r.Profile, r.Source, r.Operation, r.Why, r.Transaction, r.MessageType, r.MessageDigest} {
 		e.String(s[:min(len(s), maxPart)]) // the authority cuts it shorter
 	}
-	e.Uint(uint64(r.Kind)) //nolint:gosec // small and positive
+	e.Uint(uint64(r.Kind))
 	e.Int(r.Bytes)
 	e.Bool(r.Served)
 }

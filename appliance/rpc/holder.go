@@ -152,7 +152,7 @@ func messages(batch []audit.Line) (all []link.Told) {
 			n++
 		}
 		e := link.Sized(size + 8*n + 8)
-		e.Uint(uint64(n)) //nolint:gosec // not negative
+		e.Uint(uint64(n))
 		for _, l := range batch[:n] {
 			e.Bytes(l.Raw)
 		}

@@ -38,8 +38,8 @@ import (
 // ControlFD is the descriptor of a child's control socket.
 const ControlFD = 3
 
-// Exit statuses of a child that the supervisor understands: what failed may work
-// later (sysexits' EX_TEMPFAIL).
+// ExitLater is the exit status of a child that failed at what may work later
+// (sysexits' EX_TEMPFAIL).
 const ExitLater = 75
 
 // Pauses before a child is started again, and how long one has to serve to count as
@@ -140,7 +140,7 @@ func (s *supervisor) start(r Role) error {
 	if old := s.children[r.Name]; old != nil {
 		c.pause = old.pause
 	}
-	c.cmd = exec.Command(s.o.Program, r.Args...) //nolint:gosec // this program itself
+	c.cmd = exec.Command(s.o.Program, r.Args...) //nolint:gosec,noctx // this program itself; it is stopped in order
 	c.cmd.Stdout, c.cmd.Stderr, c.cmd.ExtraFiles = s.o.Out, s.o.Out, []*os.File{theirs}
 	// A group of its own: what a terminal sends to all would stop them in no order.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}

@@ -42,6 +42,9 @@ type Options struct {
 	Keys      protocol.Keys
 	Now       func() time.Time // default time.Now
 	Log       *zap.Logger      // default none; gets faults of the appliance, never what a stranger sent
+	// BrokenPerMinute is how many envelopes one source may get wrong in a minute: then
+	// it is told to come back later, before the RA key is asked; default 60.
+	BrokenPerMinute int
 	// Sleep waits for d or until ctx is done; by default with a timer.
 	Sleep func(ctx context.Context, d time.Duration)
 }
@@ -53,6 +56,7 @@ type handler struct {
 	log       *zap.Logger
 	sleep     func(ctx context.Context, d time.Duration)
 	own       certificates
+	broken    budget
 }
 
 // NewHandler serves SCEP for all profiles of the authority, each under
@@ -64,6 +68,9 @@ func NewHandler(o Options) http.Handler {
 	}
 	if h.log == nil {
 		h.log = zap.NewNop()
+	}
+	if h.broken = (budget{perMinute: o.BrokenPerMinute, now: h.now}); h.broken.perMinute <= 0 {
+		h.broken.perMinute = defaultBroken
 	}
 	if h.sleep == nil {
 		h.sleep = sleep
@@ -125,7 +132,7 @@ func (a answer) write(w http.ResponseWriter) {
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
 	switch a.status {
-	case http.StatusServiceUnavailable:
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		header.Set("Retry-After", retryAfter())
 	case http.StatusMethodNotAllowed:
 		header.Set("Allow", "GET, POST")

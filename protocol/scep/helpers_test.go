@@ -117,7 +117,7 @@ func newWorld(t testing.TB) *world {
 
 func (w *world) handler() http.Handler {
 	return scep.NewHandler(scep.Options{
-		Authority: w, Keys: w, Now: func() time.Time { return w.now() },
+		Authority: w, Keys: w, Now: func() time.Time { return w.now() }, BrokenPerMinute: 1 << 20, // other tests break more than one may
 		Sleep: func(_ context.Context, d time.Duration) { w.mu.Lock(); w.slept = append(w.slept, d); w.mu.Unlock() },
 	})
 }

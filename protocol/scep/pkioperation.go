@@ -86,6 +86,9 @@ func (x *exchange) pkiOperation(ctx context.Context, raw []byte) (answer, error)
 	if no == nil {
 		outcome, cipher, no, err = x.submit(ctx, signed)
 	}
+	if errors.Is(err, errBroken) {
+		return x.refuse(ctx, http.StatusTooManyRequests, protocol.BadProof, "too many broken envelopes from this source")
+	}
 	if err != nil {
 		return answer{}, err
 	}
@@ -186,11 +189,15 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 	if err != nil {
 		return o, c, nil, fmt.Errorf("scep: CA certificate: %w", err)
 	}
+	if !x.broken.left(x.record.Source) {
+		return o, c, nil, errBroken
+	}
 	key, no, err := x.contentKey(ctx, envelope)
 	if no != nil || err != nil {
 		return o, c, no, err
 	}
 	if no = x.checkContent(envelope, key, signed.Signer, ca); no != nil {
+		x.broken.spend(x.record.Source)
 		return o, c, no, nil
 	}
 	x.done = true // the authority records it
@@ -201,6 +208,9 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 			Signature: signed.Signature, Envelope: signed.Content, ContentKey: key,
 		},
 	})
+	if o.Status == protocol.Refused && o.Refusal != nil && o.Refusal.Kind == protocol.BadProof {
+		x.broken.spend(x.record.Source)
+	}
 	return o, c, nil, err
 }
 

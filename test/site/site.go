@@ -118,7 +118,7 @@ func (s *Site) configure() error {
 	cfg := map[string]any{
 		"version": 1, "state": "state", "origin": "demo.example/log", "transcript": "ceremony/transcript.jsonl", "profiles": []string{"profiles.d"},
 		"token": token, "keys": keys["keys"], "issuers": keys["issuers"], "audit": keys["audit"], "challenges": keys["challenges"],
-		"devices": map[string]any{"listen": "127.0.0.1:" + s.opt.DevicePort, "connections_per_source": 512},
+		"devices": map[string]any{"listen": "127.0.0.1:" + s.opt.DevicePort, "connections_per_source": 512, "broken_per_minute": 100_000},
 		"operators": map[string]any{
 			"listen": "127.0.0.1:" + s.opt.OperatorPort, "ca": "ceremony/operator-ca.pem", "socket": "operator.sock",
 			"people": []any{map[string]any{"name": "operator", "certificate": "ceremony/operator.pem", "roles": []string{"administrator"}}},
