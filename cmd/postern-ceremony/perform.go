@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postern-pki/postern/hsm/ceremony"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
 )
 
 func rehearseCommand(p *printer) *cobra.Command {
@@ -63,19 +65,25 @@ func (f *pinFlags) source(twice, terminal bool) (ceremony.PINSource, error) {
 	case len(named) == 1:
 		return named[0], nil
 	case !terminal:
-		return nil, usagef(hint, "there is no terminal to ask for %s at", f.what)
+		return func(context.Context) (ceremony.GivenPIN, error) {
+			return ceremony.GivenPIN{}, usagef(hint, "there is no terminal to ask for it at")
+		}, nil
 	}
 	return ceremony.PINFromTerminal(f.what, twice), nil
 }
 
 func runCommand(p *printer) *cobra.Command {
 	var o ceremony.Options
-	user := &pinFlags{prefix: "pin", what: "the user PIN"}
-	officer := &pinFlags{prefix: "so-pin", what: "the security officer's PIN"}
+	pins := []*pinFlags{
+		{prefix: "pin", what: "the user PIN"},
+		{prefix: "so-pin", what: "the security officer's PIN"},
+		{prefix: "root-pin", what: "the user PIN of the root's token"},
+		{prefix: "root-so-pin", what: "the security officer's PIN of the root's token"},
+	}
 	c := &cobra.Command{
-		Use: "run PLAN --out DIR", Short: "carry a plan out", Args: one("plan"),
+		Use: "run PLAN --out DIR", Short: "carry a plan out, or go on with one that was interrupted", Args: one("plan"),
 		RunE: func(c *cobra.Command, args []string) error {
-			plan, err := readPlan(args[0])
+			script, err := readPlan(args[0])
 			if err != nil {
 				return err
 			}
@@ -83,26 +91,28 @@ func runCommand(p *printer) *cobra.Command {
 			if terminal {
 				o.Confirm = confirm
 			}
-			if plan.Class == ceremony.Production && !terminal {
+			if script.Class == plan.Production && !terminal {
 				return &ceremony.Error{Err: ceremony.ErrUnattended, Hint: "run it at a terminal, or rehearse it"}
 			}
-			if plan.Class == ceremony.Test {
+			if script.Class == plan.Test {
 				o.Confirm = nil // the plan itself says that nothing depends on it
 			}
-			if o.PIN, err = user.source(plan.Token.New, terminal); err != nil {
-				return err
-			}
-			if plan.Token.New {
-				if o.SOPIN, err = officer.source(true, terminal); err != nil {
+			for i, dst := range []*ceremony.PINSource{&o.PIN, &o.SOPIN, &o.RootPIN, &o.RootSOPIN} {
+				on := plan.Service
+				if i >= 2 {
+					on = plan.Root
+				}
+				if *dst, err = pins[i].source(script.Token(on).New, terminal); err != nil {
 					return err
 				}
 			}
-			return perform(c.Context(), p, plan, o)
+			return perform(c.Context(), p, script, o)
 		},
 	}
-	c.Flags().StringVar(&o.Out, "out", "", "folder for what comes out: absent or empty")
-	user.add(c)
-	officer.add(c)
+	c.Flags().StringVar(&o.Out, "out", "", "folder for what comes out: absent, empty, or that of the interrupted ceremony")
+	for _, f := range pins {
+		f.add(c)
+	}
 	return c
 }
 
@@ -121,8 +131,12 @@ func confirm(ctx context.Context, i ceremony.Intention) error {
 		return fmt.Errorf("asking for confirmation: %w", err)
 	}
 	want := i.Digest[len(i.Digest)-8:]
-	_, err = fmt.Fprintf(tty, "\nThis is no rehearsal. The plan %s\n  SHA-256 %s\nwill be carried out on %s,\nand what comes out is written to %s.\nNothing has been changed yet. To go on, type the last 8 characters of the approved plan's SHA-256: ",
-		i.Plan, i.Digest, i.Token, i.Out)
+	state := "Nothing has been changed yet."
+	if i.Resume != "" {
+		state = "It was interrupted: " + i.Resume + "."
+	}
+	_, err = fmt.Fprintf(tty, "\nThis is no rehearsal. The plan %s\n  SHA-256 %s\nwill be carried out on %s,\nand what comes out is written to %s.\n%s To go on, type the last 8 characters of the approved plan's SHA-256: ",
+		i.Plan, i.Digest, i.Token, i.Out, state)
 	if err != nil {
 		return errors.Join(err, tty.Close())
 	}
@@ -157,8 +171,11 @@ func perform(ctx context.Context, p *printer, plan ceremony.Plan, o ceremony.Opt
 		return err
 	}
 	p.line("token %q, serial %s", r.TokenLabel, r.TokenSerial)
+	if r.RootSerial != "" {
+		p.line("the root's token, serial %s: keep it apart from the service", r.RootSerial)
+	}
 	for _, k := range r.Keys {
-		p.line("key %-10s  %-8s  SHA-256 of the public key %s", k.Purpose, k.Algorithm, k.SPKI)
+		p.line("key %-10s  %-8s  SHA-256 of the public key %s", cmp.Or(k.Role, k.Purpose), k.Algorithm, k.SPKI)
 	}
 	for _, c := range r.Certificates {
 		p.line("%-15s  %s  until %s  SHA-256 %s", c.File, c.Subject, c.NotAfter.Format("2006-01-02"), c.SHA256)

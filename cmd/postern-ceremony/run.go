@@ -13,6 +13,8 @@ import (
 
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/hsm/ceremony"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
+	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
 
 // The exit statuses.
@@ -63,8 +65,8 @@ func hintFor(err error) string {
 	if e, ok := errors.AsType[*ceremony.Error](err); ok && e.Hint != "" {
 		return e.Hint
 	}
-	switch _, plan := errors.AsType[*ceremony.PlanError](err); {
-	case plan:
+	switch _, bad := errors.AsType[*plan.Error](err); {
+	case bad:
 		return "mend the plan; postern-ceremony check says when it is right"
 	case errors.Is(err, hsm.ErrModule):
 		return "token.module in the plan names the PKCS#11 library; is it installed, and for this machine?"
@@ -76,6 +78,8 @@ func hintFor(err error) string {
 		return "is the token plugged in, and its serial the one in the plan?"
 	case errors.Is(err, ceremony.ErrTranscript):
 		return "compare the transcript with the digest that was kept at the ceremony; do not use the keys until it is clear what happened"
+	case errors.Is(err, transcript.ErrInUse):
+		return "wait for the other one to end"
 	case errors.Is(err, fs.ErrNotExist):
 		return "is the path right?"
 	case errors.Is(err, fs.ErrPermission):
@@ -158,7 +162,7 @@ func readPlan(path string) (ceremony.Plan, error) {
 	if err != nil {
 		return ceremony.Plan{}, fmt.Errorf("plan: %w", err)
 	}
-	p, err := ceremony.ParsePlan(text)
+	p, err := plan.Parse(text)
 	if err != nil {
 		return p, fmt.Errorf("%s: %w", path, err)
 	}
@@ -169,8 +173,10 @@ func readPlan(path string) (ceremony.Plan, error) {
 type checked struct {
 	Plan         string         `json:"plan"`
 	Class        ceremony.Class `json:"class"`
+	Kind         plan.Kind      `json:"kind"`
 	SHA256       string         `json:"sha256"`
 	Token        string         `json:"token"`
+	RootToken    string         `json:"root_token,omitempty"`
 	Keys         []checkedKey   `json:"keys"`
 	Certificates []checkedCert  `json:"certificates"`
 	Warnings     []string       `json:"warnings"`
@@ -197,9 +203,12 @@ func checkCommand(p *printer) *cobra.Command {
 				return err
 			}
 			c := describe(plan)
-			p.line("plan %s, class %s", c.Plan, c.Class)
+			p.line("plan %s, class %s, kind %s", c.Plan, c.Class, c.Kind)
 			p.line("SHA-256 %s", c.SHA256)
 			p.line("token: %s", c.Token)
+			if c.RootToken != "" {
+				p.line("the root's token: %s", c.RootToken)
+			}
 			for _, k := range c.Keys {
 				p.line("key %-10s  %-8s  label %s", k.Purpose, k.Algorithm, k.Label)
 			}
@@ -214,21 +223,28 @@ func checkCommand(p *printer) *cobra.Command {
 	}
 }
 
-func describe(plan ceremony.Plan) checked {
-	c := checked{Plan: plan.Name, Class: plan.Class, SHA256: plan.Digest(), Warnings: plan.Warnings()}
-	c.Token = fmt.Sprintf("serial %s of %s", plan.Token.Serial, plan.Token.Module)
-	if plan.Token.New {
-		c.Token = fmt.Sprintf("a new one, %q, of %s", plan.Token.Label, plan.Token.Module)
+func describe(p ceremony.Plan) checked {
+	c := checked{Plan: p.Name, Class: p.Class, Kind: p.Kind, SHA256: p.Digest(), Warnings: p.Warnings()}
+	c.Token = tokenWords(p.Token(plan.Service))
+	if p.HasRoot() {
+		c.RootToken = tokenWords(p.Token(plan.Root))
 	}
-	for _, k := range plan.Keys {
-		c.Keys = append(c.Keys, checkedKey{string(k.Purpose), k.Label, string(k.Algorithm)})
+	for _, k := range p.Keys {
+		c.Keys = append(c.Keys, checkedKey{string(k.Role), k.Label, string(k.Algorithm)})
 	}
-	for _, group := range [][]ceremony.CertificatePlan{plan.Certificates, plan.Operators} {
+	for _, group := range [][]plan.Certificate{p.Certificates, p.Operators} {
 		for _, x := range group {
 			c.Certificates = append(c.Certificates, checkedCert{string(x.Role), x.Subject.String(), int(x.Validity.Hours() / 24)})
 		}
 	}
 	return c
+}
+
+func tokenWords(t plan.Token) string {
+	if t.New {
+		return fmt.Sprintf("a new one, %q, of %s", t.Label, t.Module)
+	}
+	return fmt.Sprintf("serial %s of %s", t.Serial, t.Module)
 }
 
 func verifyCommand(p *printer) *cobra.Command {
@@ -248,6 +264,9 @@ func verifyCommand(p *printer) *cobra.Command {
 			}
 			if r.Rehearsal {
 				p.line("This was a REHEARSAL.")
+			}
+			if r.Resumed > 0 {
+				p.line("It was interrupted or failed, and went on: %d times.", r.Resumed)
 			}
 			p.line("plan %s, SHA-256 %s", r.Plan, r.PlanSHA256)
 			p.line("transcript SHA-256 %s", r.Digest)

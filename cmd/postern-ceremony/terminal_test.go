@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/postern-pki/postern/hsm/ceremony"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
 )
 
 // A screen is a terminal with the program at one end and the test at the other.
@@ -87,12 +87,12 @@ func (s *screen) answer(t *testing.T, prompt, typed string) {
 // A production ceremony is carried out at a terminal: PINs are typed blind and
 // twice, and the plan is confirmed.
 func TestAProductionCeremonyAtATerminal(t *testing.T) {
-	const plan, user, officer = "../../hsm/ceremony/scripts/self-signed.yaml", "canary-user-4711", "canary-officer-0815"
-	text, err := os.ReadFile(plan)
+	const file, user, officer = "../../hsm/ceremony/scripts/self-signed.yaml", "canary-user-4711", "canary-officer-0815"
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := ceremony.ParsePlan(text)
+	p, err := plan.Parse(text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestAProductionCeremonyAtATerminal(t *testing.T) {
 			out := filepath.Join(dir, "out")
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, binary, "run", plan, "--out", out)
+			cmd := exec.CommandContext(ctx, binary, "run", file, "--out", out)
 			cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+conf)
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

@@ -20,7 +20,8 @@
 // The module and the machine are believed: what the transcript says about the
 // token is what the module answered. The transcript is chained but not signed, so
 // people have to keep its digest, which [Run] returns. A step that failed is not
-// undone: keys that were made stay on the token, and it is for people to erase it.
+// undone: keys that were made stay on the token, and it is for people to erase it,
+// or to go on with the same plan and folder where the ceremony stopped.
 // The operator CA's key and the key of the challenges' tags are files.
 //
 // Run sets the limit of core files, the process' dumpable flag and, for a
@@ -30,15 +31,22 @@ package ceremony
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
+	"github.com/postern-pki/postern/hsm/ceremony/transcript"
+)
+
+// What a plan has, under the names that it has here.
+type (
+	Plan  = plan.Plan
+	Role  = plan.Role
+	Class = plan.Class
 )
 
 // ErrUnattended says that a plan of class production was to run without a person.
@@ -67,18 +75,22 @@ func (e *Error) Unwrap() error { return e.Err }
 type Intention struct {
 	Plan   string
 	Digest string // of the plan, hex
-	Token  string // which one, in words
+	Token  string // which one, or ones, in words
 	Out    string
+	Resume string // of an interrupted ceremony: what is done, and what comes next; else ""
 }
 
 // Options say how a plan is carried out.
 type Options struct {
-	Out      string // the folder for what comes out: absent or empty
+	Out      string // the folder for what comes out: absent, empty, or an interrupted ceremony's of the same plan
 	Rehearse bool   // on a throw-away SoftHSM token inside Out
 	SoftHSM  string // the module for a rehearsal; "" for the plan's own if that is SoftHSM, else the usual place
 
 	PIN   PINSource // the user PIN: a new token's, or an existing one's; unused in a rehearsal
 	SOPIN PINSource // the security officer's PIN of a new token
+
+	RootPIN   PINSource // the same of the root's token, if the plan has one
+	RootSOPIN PINSource
 
 	Confirm  func(ctx context.Context, i Intention) error // asks a person; needed for production
 	Progress func(step, say string)                       // is told of each step that is done; nil for none
@@ -87,6 +99,7 @@ type Options struct {
 
 // A KeyResult is a key that was made.
 type KeyResult struct {
+	Role      string `json:"role,omitempty" yaml:"-"` // if it is another than the purpose
 	Purpose   string `json:"purpose" yaml:"purpose"`
 	Label     string `json:"label" yaml:"label"`
 	ID        string `json:"id" yaml:"id"`     // CKA_ID, hex
@@ -114,6 +127,7 @@ type Result struct {
 	Module       string              `json:"module"`
 	TokenSerial  string              `json:"token_serial"`
 	TokenLabel   string              `json:"token_label"`
+	RootSerial   string              `json:"root_token_serial,omitempty"`
 	SoftHSM2Conf string              `json:"softhsm2_conf,omitempty"` // what SOFTHSM2_CONF has to name to use the token
 	PINFile      string              `json:"pin_file,omitempty"`      // of a rehearsal's token
 	Keys         []KeyResult         `json:"keys"`
@@ -129,23 +143,24 @@ type run struct {
 	plan    Plan // as it is carried out
 	opts    Options
 	out     output
-	log     *transcript
+	log     *transcript.Writer
 	start   time.Time
-	slot    hsm.Slot
-	pin     GivenPIN
-	so      GivenPIN
-	text    []byte // a generated PIN, to be written to its file
+	first   int // the step that it goes on at: 0 but for an interrupted ceremony
 	facts   facts
-	made    []hsm.Generated
-	token   *hsm.Token
-	keys    map[Role]*hsm.Key
-	certs   *authority // the token's CA
+	holders map[plan.On]*holder
+	modules map[string]*hsm.Module // loaded when all keys are there
+	keys    map[Role]*madeKey
+	certs   map[Role]*x509.Certificate
+	signers map[Role]*authority
+	drafts  map[Role]draft // looked at, and not signed yet
+	before  transcript.History
 	result  Result
 	cleanup []func()
 	stopped func() error // says that the ceremony is to end before its next step
 }
 
-// Run carries a plan out. On an error the Result says what there was until then.
+// Run carries a plan out. In the folder of a ceremony by the same plan that was
+// interrupted, or that failed, it goes on where that one stopped. On an error the Result says what there was until then.
 func Run(ctx context.Context, p Plan, o Options) (Result, error) {
 	if o.Now == nil {
 		o.Now = time.Now
@@ -153,7 +168,10 @@ func Run(ctx context.Context, p Plan, o Options) (Result, error) {
 	if o.Progress == nil {
 		o.Progress = func(string, string) {}
 	}
-	r := &run{plan: p, opts: o, keys: map[Role]*hsm.Key{}}
+	r := &run{
+		plan: p, opts: o, holders: map[plan.On]*holder{}, modules: map[string]*hsm.Module{}, keys: map[Role]*madeKey{},
+		certs: map[Role]*x509.Certificate{}, signers: map[Role]*authority{}, drafts: map[Role]draft{},
+	}
 	defer r.close()
 	if err := r.prepare(ctx); err != nil {
 		return Result{}, asError(err)
@@ -171,45 +189,86 @@ func asError(err error) error {
 	return &Error{Err: err}
 }
 
-// close leaves the token and forgets the PINs, whatever happened.
+// close leaves the tokens and forgets the PINs, whatever happened.
 func (r *run) close() {
-	if r.token != nil {
-		_ = r.token.Close()
+	for _, h := range r.holders {
+		if h.token != nil {
+			_ = h.token.Close()
+		}
+		h.pin.Wipe()
+		h.so.Wipe()
+		clear(h.text)
+	}
+	for _, m := range r.modules {
+		_ = m.Close()
 	}
 	if r.log != nil {
-		_ = r.log.close()
+		_ = r.log.Close()
 	}
-	r.pin.Wipe()
-	r.so.Wipe()
-	clear(r.text)
 	for _, f := range r.cleanup {
 		f()
 	}
 }
 
-// perform is the ceremony: its steps, in this order and no other.
+// perform is the ceremony: the plan's steps, in their order.
 func (r *run) perform(ctx context.Context) error {
-	steps := []func(context.Context) error{
-		r.environment, r.openToken, r.setPIN, r.generate, r.readBack, r.prove,
-		r.certificates, r.operators, r.secrets, r.describe, r.finish,
-	}
 	r.stopped = ctx.Err
 	ctx = context.WithoutCancel(ctx) // a call into the module is never left halfway; each has a deadline of its own
-	for _, do := range steps {
-		if err := do(ctx); err != nil {
-			return r.hint(err)
+	for _, s := range r.plan.Steps()[r.first:] {
+		if err := r.do(ctx, s); err != nil {
+			return r.hint(s, err)
 		}
 	}
-	return nil
+	head := r.log.Head()
+	r.result.Records = head.Size
+	var err error
+	r.result.Digest, err = fileDigest(r.out.path(TranscriptFile))
+	return err
 }
 
-func (r *run) hint(err error) error {
+// do carries one step out.
+func (r *run) do(ctx context.Context, s plan.Step) error {
+	on, role := plan.On(s.Of), Role(s.Of)
+	switch s.Name {
+	case plan.StepEnvironment:
+		return r.environment(s)
+	case plan.StepToken:
+		return r.openToken(ctx, s, r.holders[on])
+	case plan.StepPIN:
+		return r.setPIN(ctx, s, r.holders[on])
+	case plan.StepKeys:
+		return r.generate(ctx, s, r.holders[on])
+	case plan.StepReadBack:
+		return r.readBack(ctx, s, role)
+	case plan.StepProofs:
+		return r.prove(ctx, s, role)
+	case plan.StepLint:
+		return r.look(ctx, s, role)
+	case plan.StepCertificate:
+		return r.issue(ctx, s, role)
+	case plan.StepLeave:
+		return r.leave(ctx, s, r.holders[on])
+	case plan.StepOperatorKey:
+		return r.operatorKey(s, role)
+	case plan.StepSecrets:
+		return r.secrets(s)
+	case plan.StepDescribe:
+		return r.describe(s)
+	case plan.StepClose:
+		return r.finish(ctx, s)
+	default:
+		return fmt.Errorf("nobody knows how to do %q", s)
+	}
+}
+
+// hint adds where the ceremony stopped, and what to do.
+func (r *run) hint(s plan.Step, err error) error {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
-		e = &Error{Step: "close", Err: err}
+		e = &Error{Step: s.Name, Err: err}
 	}
 	if e.Hint == "" {
-		e.Hint = fmt.Sprintf("%s says what was done until then; the token may hold some of the keys: erase it before it is used again", r.out.path(TranscriptFile))
+		e.Hint = fmt.Sprintf("%s says what was done until then; run the same plan again with the same --out to go on there, or erase the tokens that it began to use", r.out.path(TranscriptFile))
 		if r.opts.Rehearse {
 			e.Hint = fmt.Sprintf("%s says what was done until then; remove %s to begin again", r.out.path(TranscriptFile), r.out.dir)
 		}
@@ -219,100 +278,19 @@ func (r *run) hint(err error) error {
 
 // step is a step of the transcript whose end is told to the caller too. A
 // ceremony that was interrupted ends here, between two steps.
-func (r *run) step(name, say string, begin audit.Object, do func() (audit.Object, error)) error {
+func (r *run) step(s plan.Step, say string, begin audit.Object, do func() (audit.Object, error)) error {
+	if begin == nil {
+		begin = audit.Object{}
+	}
+	if s.Of != "" {
+		begin["of"] = s.Of
+	}
 	if err := r.stopped(); err != nil {
-		return &Error{Step: name, Err: errors.Join(err, r.log.write(name, outException, audit.Object{"error": "stopped before it began: " + err.Error()}))}
+		return &Error{Step: s.Name, Err: errors.Join(err, r.log.Fail(s.Name, begin, fmt.Errorf("stopped before it began: %w", err)))}
 	}
-	err := r.log.step(name, begin, do)
-	if err == nil {
-		r.opts.Progress(name, say)
+	if err := r.log.Step(s.Name, begin, do); err != nil {
+		return &Error{Step: s.Name, Err: err}
 	}
-	return err
-}
-
-// describe writes what the service's configuration needs to know.
-func (r *run) describe(context.Context) error {
-	return r.step(stepDescribe, KeysFile+" written", audit.Object{"file": KeysFile}, func() (audit.Object, error) {
-		b, err := yaml.Marshal(r.keysFile())
-		if err != nil {
-			return nil, err
-		}
-		text := append([]byte("# What the service's configuration needs, from the ceremony's transcript. Paths are relative to this file.\n"), b...)
-		r.result.KeysFile = r.out.path(KeysFile)
-		return audit.Object{"sha256": digest(text)}, r.out.write(KeysFile, false, text)
-	})
-}
-
-// The keys file has the shape of the service's configuration where it says the same.
-type (
-	keysFile struct {
-		Version    int         `yaml:"version"`
-		Plan       planOf      `yaml:"plan"`
-		Transcript string      `yaml:"transcript"`
-		Token      tokenOf     `yaml:"token"`
-		Keys       []keyOf     `yaml:"keys"`
-		Issuers    []issuerOf  `yaml:"issuers"`
-		Audit      keyCert     `yaml:"audit"`
-		TLS        tlsOf       `yaml:"tls"`
-		Challenges secretOf    `yaml:"challenges"`
-		Operators  operatorsOf `yaml:"operators"`
-	}
-	planOf struct {
-		Name      string `yaml:"name"`
-		SHA256    string `yaml:"sha256"`
-		Class     Class  `yaml:"class"`
-		Rehearsal bool   `yaml:"rehearsal"`
-	}
-	tokenOf struct {
-		Module       string  `yaml:"module"`
-		Serial       string  `yaml:"serial"`
-		Label        string  `yaml:"label"`
-		PIN          *fileOf `yaml:"pin,omitempty"` // of a rehearsal; else people have it
-		SoftHSM2Conf string  `yaml:"softhsm2_conf,omitempty"`
-	}
-	fileOf   struct{ File string }
-	secretOf struct{ Key fileOf }
-	keyOf    struct {
-		Name      string `yaml:"name"`
-		KeyResult `yaml:",inline"`
-	}
-	keyCert  struct{ Key, Certificate string }
-	issuerOf struct {
-		Name      string  `yaml:"name"`
-		CA        keyCert `yaml:"ca"`
-		RASign    keyCert `yaml:"ra_sign"`
-		RADecrypt keyCert `yaml:"ra_decrypt"`
-	}
-	tlsOf struct {
-		Names            []string
-		Key, Certificate string
-	}
-	operatorsOf struct {
-		CA, Certificate, Key string
-	}
-)
-
-func (r *run) keysFile() keysFile {
-	pair := func(role Role) keyCert { return keyCert{Key: string(role), Certificate: role.File()} }
-	f := keysFile{
-		Version: 1, Transcript: TranscriptFile,
-		Plan:       planOf{Name: r.plan.Name, SHA256: r.plan.Digest(), Class: r.plan.Class, Rehearsal: r.opts.Rehearse},
-		Token:      tokenOf{Module: r.plan.Token.Module, Serial: r.slot.Serial, Label: r.slot.Label, SoftHSM2Conf: r.facts.softhsmConf},
-		Issuers:    []issuerOf{{Name: r.plan.Name, CA: pair(RoleCA), RASign: pair(RoleRASign), RADecrypt: pair(RoleRADecrypt)}},
-		Audit:      pair(RoleAudit),
-		Challenges: secretOf{fileOf{ChallengeFile}},
-		Operators:  operatorsOf{CA: RoleOperatorCA.File(), Certificate: RoleOperator.File(), Key: OperatorKey},
-	}
-	if r.opts.Rehearse {
-		f.Token.PIN, f.Token.SoftHSM2Conf = &fileOf{PINFile}, filepath.Join(tokenDir, confFile)
-	}
-	for _, k := range r.result.Keys {
-		f.Keys = append(f.Keys, keyOf{Name: k.Purpose, KeyResult: k})
-	}
-	for _, c := range r.plan.Certificates {
-		if c.Role == RoleTLS {
-			f.TLS = tlsOf{Names: c.Names.all(), Key: string(RoleTLS), Certificate: RoleTLS.File()}
-		}
-	}
-	return f
+	r.opts.Progress(s.Name, say)
+	return nil
 }

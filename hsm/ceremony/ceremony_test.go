@@ -24,6 +24,7 @@ import (
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/hsm/ceremony"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/test/softhsm"
 )
 
@@ -33,6 +34,37 @@ const (
 	userPIN    = "canary-user-4711"
 	officerPIN = "canary-officer-0815"
 )
+
+func script(tb testing.TB, name string) string {
+	tb.Helper()
+	b, err := os.ReadFile(filepath.Join("scripts", name))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(b)
+}
+
+// demo parses the demo's plan with some of its text replaced.
+func demo(tb testing.TB, oldnew ...string) ceremony.Plan {
+	tb.Helper()
+	return parsed(tb, "demo.yaml", oldnew...)
+}
+
+func parsed(tb testing.TB, name string, oldnew ...string) ceremony.Plan {
+	tb.Helper()
+	text := script(tb, name)
+	for i := 0; i < len(oldnew); i += 2 {
+		if !strings.Contains(text, oldnew[i]) {
+			tb.Fatalf("%q is not in the plan", oldnew[i])
+		}
+		text = strings.ReplaceAll(text, oldnew[i], oldnew[i+1])
+	}
+	p, err := plan.Parse([]byte(text))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
 
 func rehearse(tb testing.TB, p ceremony.Plan) ceremony.Result {
 	tb.Helper()
@@ -65,7 +97,7 @@ func certificate(tb testing.TB, path string) *x509.Certificate {
 
 func TestARehearsalMakesWhatAServiceNeeds(t *testing.T) {
 	conf := os.Getenv("SOFTHSM2_CONF")
-	r := rehearse(t, plan(t))
+	r := rehearse(t, demo(t))
 	if os.Getenv("SOFTHSM2_CONF") != conf {
 		t.Error("SOFTHSM2_CONF is not what it was")
 	}
@@ -150,7 +182,7 @@ func noneHolds(t *testing.T, dir, secret, but string) {
 
 // The keys file is all that a service knows of its token.
 func TestTheKeysFileOpensTheToken(t *testing.T) {
-	r := rehearse(t, plan(t))
+	r := rehearse(t, demo(t))
 	raw, err := os.ReadFile(r.KeysFile)
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +235,7 @@ func TestTheKeysFileOpensTheToken(t *testing.T) {
 }
 
 func TestARehearsalForProductionIsMarkedEverywhere(t *testing.T) {
-	p := plan(t, "class: test", "class: production", "algorithm: P-256}\n  ra-sign", "algorithm: P-384}\n  ra-sign", "'CN=demo-operator,O=Example Corp'", "'O=Example Corp'", "[certificateRequestAgent]", "[certificateRequestAgent, serverAuth]")
+	p := demo(t, "class: test", "class: production", "algorithm: P-256}\n  ra-sign", "algorithm: P-384}\n  ra-sign", "'CN=demo-operator,O=Example Corp'", "'O=Example Corp'", "[certificateRequestAgent]", "[certificateRequestAgent, serverAuth]")
 	r := rehearse(t, p)
 	for _, c := range r.Certificates {
 		if x := certificate(t, filepath.Join(r.Out, c.File)); !strings.Contains(x.Subject.String(), "REHEARSAL") {
@@ -215,7 +247,7 @@ func TestARehearsalForProductionIsMarkedEverywhere(t *testing.T) {
 			t.Errorf("record %d has no mark", rec.Seq)
 		}
 	}
-	if report, err := ceremony.Verify(r.Transcript); err != nil || !report.Rehearsal || report.Class != ceremony.Production {
+	if report, err := ceremony.Verify(r.Transcript); err != nil || !report.Rehearsal || report.Class != plan.Production {
 		t.Errorf("Verify: %+v, %v", report, err)
 	}
 }
@@ -285,7 +317,7 @@ func TestNothingIsTouchedWhenSomethingIsWrong(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "out")
-			_, err := ceremony.Run(t.Context(), plan(t, tt.change...), ceremony.Options{Out: out, PIN: tt.pin, SOPIN: tt.so, Confirm: tt.confirm})
+			_, err := ceremony.Run(t.Context(), demo(t, tt.change...), ceremony.Options{Out: out, PIN: tt.pin, SOPIN: tt.so, Confirm: tt.confirm})
 			if err == nil || tt.want != nil && !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.wantText) {
 				t.Errorf("Run: %v, want %v %s", err, tt.want, tt.wantText)
 			}
@@ -318,7 +350,7 @@ func TestTheOutputIsNeverOverwritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, out := range []string{dir, filepath.Join(dir, "ca.pem"), filepath.Join(dir, "none", "out"), ""} {
-		if _, err := ceremony.Run(t.Context(), plan(t), ceremony.Options{Out: out, Rehearse: true}); !errors.Is(err, ceremony.ErrOutput) {
+		if _, err := ceremony.Run(t.Context(), demo(t), ceremony.Options{Out: out, Rehearse: true}); !errors.Is(err, ceremony.ErrOutput) {
 			t.Errorf("out %q: %v", out, err)
 		}
 	}
@@ -326,7 +358,7 @@ func TestTheOutputIsNeverOverwritten(t *testing.T) {
 		t.Errorf("%v, %v", entries, err)
 	}
 	empty := t.TempDir() // a folder that is there and empty is as good as none
-	if _, err := ceremony.Run(t.Context(), plan(t), ceremony.Options{Out: empty, Rehearse: true}); err != nil {
+	if _, err := ceremony.Run(t.Context(), demo(t), ceremony.Options{Out: empty, Rehearse: true}); err != nil {
 		t.Error(err)
 	}
 }
@@ -334,7 +366,7 @@ func TestTheOutputIsNeverOverwritten(t *testing.T) {
 func TestACeremonyOnATokenThatIsThere(t *testing.T) {
 	tok := softhsm.New(t)
 	out := filepath.Join(t.TempDir(), "out")
-	p := plan(t, "new: true\n  label: postern-demo", "serial: '"+tok.Serial+"'", "class: test", "class: production")
+	p := demo(t, "new: true\n  label: postern-demo", "serial: '"+tok.Serial+"'", "class: test", "class: production")
 	var asked ceremony.Intention
 	confirm := func(_ context.Context, i ceremony.Intention) error { asked = i; return nil }
 	r, err := ceremony.Run(t.Context(), p, ceremony.Options{Out: out, PIN: ceremony.PINFromFile(tok.PINFile(t)), Confirm: confirm})
@@ -365,7 +397,7 @@ func TestACeremonyOnANewToken(t *testing.T) {
 	dir := filepath.Dir(pinFile(t, officerPIN))
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	var said []string
-	r, err := ceremony.Run(t.Context(), plan(t, "label: postern-demo", "label: new-one"), ceremony.Options{
+	r, err := ceremony.Run(t.Context(), demo(t, "label: postern-demo", "label: new-one"), ceremony.Options{
 		Out: out, PIN: ceremony.PINFromFD(fd), SOPIN: ceremony.PINFromCredential("pin"),
 		Progress: func(step, say string) { said = append(said, step+" "+say) },
 	})

@@ -12,7 +12,6 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/base64"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
@@ -25,6 +24,8 @@ import (
 	"time"
 
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
+	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
 
 var (
@@ -37,18 +38,27 @@ var (
 	oidExtUsage     = asn1.ObjectIdentifier{2, 5, 29, 37}
 )
 
-// isCA reports whether the role issues certificates.
-func (r Role) isCA() bool { return r == RoleCA || r == RoleOperatorCA }
-
-// usage returns the one set of key usages that a role may have.
-func (r Role) usage() x509.KeyUsage {
+// usageOf returns the one set of key usages that a role may have.
+func usageOf(r Role) x509.KeyUsage {
 	switch {
-	case r.isCA():
+	case r.IsCA():
 		return x509.KeyUsageCertSign | x509.KeyUsageCRLSign
-	case r == RoleRADecrypt:
+	case r == plan.RoleRADecrypt:
 		return x509.KeyUsageKeyEncipherment
 	default:
 		return x509.KeyUsageDigitalSignature
+	}
+}
+
+// pathLen is the pathLenConstraint of a role's certificate, as package x509 has it.
+func pathLen(r Role) (length int, zero bool) {
+	switch {
+	case r == plan.RoleRoot:
+		return 1, false // the CA, and nothing below it
+	case r.IsCA():
+		return 0, true
+	default:
+		return -1, false
 	}
 }
 
@@ -117,8 +127,8 @@ func keyID(pub crypto.PublicKey) ([]byte, error) {
 	return sum[:20], nil
 }
 
-func (a *authority) template(c CertificatePlan, pub crypto.PublicKey, when period) (*x509.Certificate, error) {
-	subject, err := c.Subject.der()
+func (a *authority) template(c plan.Certificate, pub crypto.PublicKey, when period) (*x509.Certificate, error) {
+	subject, err := c.Subject.DER()
 	if err != nil {
 		return nil, err
 	}
@@ -134,22 +144,20 @@ func (a *authority) template(c CertificatePlan, pub crypto.PublicKey, when perio
 	t := &x509.Certificate{
 		SerialNumber: new(big.Int).SetBytes(serial), RawSubject: subject, SubjectKeyId: ski,
 		NotBefore: when.notBefore(), NotAfter: when.notAfter(c.Validity),
-		KeyUsage: c.Role.usage(), BasicConstraintsValid: true, IsCA: c.Role.isCA(), MaxPathLenZero: c.Role.isCA(),
+		KeyUsage: usageOf(c.Role), BasicConstraintsValid: true, IsCA: c.Role.IsCA(),
 		DNSNames: c.Names.DNS, SignatureAlgorithm: signatureAlgorithm(a.signer.Public()),
 	}
-	if !c.Role.isCA() {
-		t.MaxPathLen = -1
-	}
+	t.MaxPathLen, t.MaxPathLenZero = pathLen(c.Role)
 	for _, ip := range c.Names.IP {
 		t.IPAddresses = append(t.IPAddresses, net.IP(ip.AsSlice()))
 	}
 	for _, u := range c.Extended {
 		switch u {
-		case ServerAuth:
+		case plan.ServerAuth:
 			t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
-		case ClientAuth:
+		case plan.ClientAuth:
 			t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
-		case RequestAgent:
+		case plan.RequestAgent:
 			t.UnknownExtKeyUsage = append(t.UnknownExtKeyUsage, oidRequestAgent)
 		default:
 			return nil, fmt.Errorf("extended key usage %q is not known", u)
@@ -176,13 +184,13 @@ func (a *authority) sign(t *x509.Certificate, pub crypto.PublicKey, key crypto.S
 // lint compares a certificate, or a draft of it, with its plan, and says all
 // that is wrong. It looks at what was encoded and not at the template. The issuer
 // is nil for a certificate that signs itself. The signature is not its business.
-func lint(c *x509.Certificate, p CertificatePlan, pub crypto.PublicKey, issuer *x509.Certificate, when period) (wrong []string) {
+func lint(c *x509.Certificate, p plan.Certificate, pub crypto.PublicKey, issuer *x509.Certificate, when period) (wrong []string) {
 	must := func(ok bool, say string) {
 		if !ok {
 			wrong = append(wrong, say)
 		}
 	}
-	subject, err := p.Subject.der()
+	subject, err := p.Subject.DER()
 	must(err == nil && bytes.Equal(c.RawSubject, subject), "the subject is not that of the plan")
 	spki, err := x509.MarshalPKIXPublicKey(pub)
 	must(err == nil && bytes.Equal(c.RawSubjectPublicKeyInfo, spki), "the key is another one")
@@ -198,11 +206,10 @@ func lint(c *x509.Certificate, p CertificatePlan, pub crypto.PublicKey, issuer *
 	must(c.SerialNumber.Sign() > 0 && n >= 64 && n <= 159, "the serial is not a positive number of 64 to 159 bits (RFC 5280, section 4.1.2.2)")
 	must(c.NotBefore.Equal(when.notBefore()) && c.NotAfter.Equal(when.notAfter(p.Validity)), "the validity is not that of the plan")
 	must(!c.NotAfter.After(last), "it outlives its issuer")
-	must(c.BasicConstraintsValid && c.IsCA == p.Role.isCA(), "basicConstraints are wrong")
-	if p.Role.isCA() {
-		must(c.MaxPathLen == 0 && c.MaxPathLenZero, "a CA of devices or operators has pathLenConstraint 0")
-	}
-	must(c.KeyUsage == p.Role.usage(), "the key usage is not the one of its role")
+	must(c.BasicConstraintsValid && c.IsCA == p.Role.IsCA(), "basicConstraints are wrong")
+	length, zero := pathLen(p.Role)
+	must(c.MaxPathLen == length && c.MaxPathLenZero == zero, "the pathLenConstraint is not the one of its role")
+	must(c.KeyUsage == usageOf(p.Role), "the key usage is not the one of its role")
 	must(slices.Equal(usages(c), sorted(p.Extended)), "the extended key usages are not those of the plan")
 	must(sameNames(c, p.Names), "the alternative names are not those of the plan")
 	id, err := keyID(pub)
@@ -215,35 +222,35 @@ func lint(c *x509.Certificate, p CertificatePlan, pub crypto.PublicKey, issuer *
 	return wrong
 }
 
-func usages(c *x509.Certificate) []ExtendedUsage {
-	var out []ExtendedUsage
+func usages(c *x509.Certificate) []plan.ExtendedUsage {
+	var out []plan.ExtendedUsage
 	for _, u := range c.ExtKeyUsage {
 		switch u {
 		case x509.ExtKeyUsageServerAuth:
-			out = append(out, ServerAuth)
+			out = append(out, plan.ServerAuth)
 		case x509.ExtKeyUsageClientAuth:
-			out = append(out, ClientAuth)
+			out = append(out, plan.ClientAuth)
 		default:
-			out = append(out, ExtendedUsage("number "+strconv.Itoa(int(u))))
+			out = append(out, plan.ExtendedUsage("number "+strconv.Itoa(int(u))))
 		}
 	}
 	for _, u := range c.UnknownExtKeyUsage {
 		if u.Equal(oidRequestAgent) {
-			out = append(out, RequestAgent)
+			out = append(out, plan.RequestAgent)
 		} else {
-			out = append(out, ExtendedUsage(u.String()))
+			out = append(out, plan.ExtendedUsage(u.String()))
 		}
 	}
 	return sorted(out)
 }
 
-func sorted(u []ExtendedUsage) []ExtendedUsage {
+func sorted(u []plan.ExtendedUsage) []plan.ExtendedUsage {
 	u = slices.Clone(u)
 	slices.Sort(u)
 	return u
 }
 
-func sameNames(c *x509.Certificate, n Names) bool {
+func sameNames(c *x509.Certificate, n plan.Names) bool {
 	if len(c.EmailAddresses)+len(c.URIs) > 0 || len(c.IPAddresses) != len(n.IP) || !slices.Equal(c.DNSNames, n.DNS) {
 		return false
 	}
@@ -265,13 +272,17 @@ func verifyIssued(c, issuer *x509.Certificate) error {
 
 // opensslVerify has the openssl binary look at the chain too: other code, by
 // other people. Both certificates reach it through descriptors.
-func opensslVerify(ctx context.Context, binary string, c, ca *x509.Certificate, at time.Time) error {
+func opensslVerify(ctx context.Context, binary string, c *x509.Certificate, above []*x509.Certificate, at time.Time) error {
 	read, write, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = read.Close() }()
-	_, err = write.Write(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})) // far less than a pipe holds
+	var all []byte
+	for _, a := range above {
+		all = append(all, certificatePEM(a.Raw)...)
+	}
+	_, err = write.Write(all) // far less than a pipe holds
 	if err = errors.Join(err, write.Close()); err != nil {
 		return err
 	}
@@ -279,11 +290,11 @@ func opensslVerify(ctx context.Context, binary string, c, ca *x509.Certificate, 
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, "verify", "-x509_strict", "-check_ss_sig", "-no-CApath", "-no-CAstore", //nolint:gosec // the path is that of LookPath
 		"-attime", strconv.FormatInt(at.Unix(), 10), "-CAfile", "/dev/fd/3")
-	cmd.Stdin = bytes.NewReader(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+	cmd.Stdin = bytes.NewReader(certificatePEM(c.Raw))
 	cmd.ExtraFiles, cmd.Env = []*os.File{read}, []string{"LC_ALL=C"}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("openssl verify: %w: %s", err, cutBytes(strings.ToValidUTF8(string(bytes.TrimSpace(out)), "?"), 512))
+		return fmt.Errorf("openssl verify: %w: %s", err, plan.CutBytes(strings.ToValidUTF8(string(bytes.TrimSpace(out)), "?"), 512))
 	}
 	return nil
 }
@@ -302,38 +313,35 @@ func isAlgorithm(pub crypto.PublicKey, want hsm.Algorithm) bool {
 // certificates looks at the recorded certificates as their drafts were looked at,
 // and verifies their signatures.
 func (v *verifier) certificates() (string, error) {
-	lints, openssl := v.named(stepLint), 0
+	lints, openssl := v.named(plan.StepLint), 0
 	plans := slices.Concat(v.plan.Certificates, v.plan.Operators)
-	for i, s := range v.named(stepCertificate) {
-		ob, plan := s.end.Object, plans[i]
+	for i, s := range v.named(plan.StepCertificate) {
+		ob, p := s.End.Object, plans[i]
 		der, err := base64.StdEncoding.DecodeString(ob.String("certificate"))
-		if err != nil || digest(der) != ob.String("sha256") {
-			return "", fmt.Errorf("%s: the certificate has another digest", plan.Role)
+		if err != nil || transcript.Digest(der) != ob.String("sha256") {
+			return "", fmt.Errorf("%s: the certificate has another digest", p.Role)
 		}
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			return "", fmt.Errorf("%s: %w", plan.Role, err)
+			return "", fmt.Errorf("%s: %w", p.Role, err)
 		}
-		if sum := digest(c.RawTBSCertificate); lints[i].end.Object.String("tbs_sha256") != sum || s.begin.Object.String("tbs_sha256") != sum {
-			return "", fmt.Errorf("%s: what was signed is not what was looked at", plan.Role)
+		if sum := transcript.Digest(c.RawTBSCertificate); lints[i].End.Object.String("tbs_sha256") != sum || s.Begin.Object.String("tbs_sha256") != sum {
+			return "", fmt.Errorf("%s: what was signed is not what was looked at", p.Role)
 		}
-		issuer := v.certs[RoleCA]
-		if plan.Role == RoleOperator {
-			issuer = v.certs[RoleOperatorCA]
+		issuer := v.certs[v.plan.Issuer(p.Role)]
+		if (issuer == nil) != (v.plan.Issuer(p.Role) == p.Role) {
+			return "", fmt.Errorf("%s: its issuer has no certificate", p.Role)
 		}
-		if plan.Role.isCA() {
-			issuer = nil
-		}
-		if wrong := lint(c, plan, v.keys[plan.Role], issuer, v.when); len(wrong) > 0 {
-			return "", fmt.Errorf("%s: %s", plan.Role, strings.Join(wrong, "; "))
+		if wrong := lint(c, p, v.keys[p.Role], issuer, v.when); len(wrong) > 0 {
+			return "", fmt.Errorf("%s: %s", p.Role, strings.Join(wrong, "; "))
 		}
 		if err := verifyIssued(c, issuer); err != nil {
-			return "", fmt.Errorf("%s: %w", plan.Role, err)
+			return "", fmt.Errorf("%s: %w", p.Role, err)
 		}
 		if ob.String("openssl") == "verified" {
 			openssl++
 		}
-		v.certs[plan.Role] = c
+		v.certs[p.Role] = c
 	}
 	return fmt.Sprintf("%d certificates; openssl saw %d of them at the time", len(v.certs), openssl), nil
 }

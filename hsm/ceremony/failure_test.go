@@ -35,7 +35,7 @@ func TestAFailureIsAnException(t *testing.T) {
 					shim.Spoil(t, "SignInit", "rv 0x30", 100)
 				}
 			}
-			r, err := ceremony.Run(t.Context(), plan(t), o)
+			r, err := ceremony.Run(t.Context(), demo(t), o)
 			e, ok := errors.AsType[*ceremony.Error](err)
 			if !ok || e.Step != tt.step || e.Hint == "" {
 				t.Fatalf("Run: %v, want a failure of step %s", err, tt.step)
@@ -59,7 +59,7 @@ func TestAnInterruptedCeremonySaysSo(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	out := filepath.Join(t.TempDir(), "out")
-	_, err := ceremony.Run(ctx, plan(t), ceremony.Options{Out: out, Rehearse: true, Progress: func(step, _ string) {
+	_, err := ceremony.Run(ctx, demo(t), ceremony.Options{Out: out, Rehearse: true, Progress: func(step, _ string) {
 		if step == "keys" {
 			cancel()
 		}
@@ -79,7 +79,7 @@ func TestAnInterruptedCeremonySaysSo(t *testing.T) {
 
 func TestWithoutOpensslTheTranscriptSaysSo(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	r := rehearse(t, plan(t))
+	r := rehearse(t, demo(t))
 	for _, rec := range records(t, r.Transcript) {
 		if rec.Event == "ceremony.certificate" && rec.Outcome == "end" && rec.Object.String("openssl") != "absent" {
 			t.Errorf("record %d: openssl %q", rec.Seq, rec.Object.String("openssl"))

@@ -13,7 +13,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
 )
+
+const day = 24 * time.Hour
 
 // The lint is all that stands between a template and the CA's key.
 func TestLintFindsWhatIsNotPlanned(t *testing.T) {
@@ -24,8 +28,8 @@ func TestLintFindsWhatIsNotPlanned(t *testing.T) {
 		}
 		return k
 	}
-	subject := func(s string) Subject {
-		out, err := ParseSubject(s)
+	subject := func(s string) plan.Subject {
+		out, err := plan.ParseSubject(s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -36,7 +40,7 @@ func TestLintFindsWhatIsNotPlanned(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	caPlan := CertificatePlan{Role: RoleCA, Subject: subject("CN=CA"), Validity: 100 * day}
+	caPlan := plan.Certificate{Role: plan.RoleCA, Subject: subject("CN=CA"), Validity: 100 * day}
 	template, err := a.template(caPlan, a.signer.Public(), when)
 	if err != nil {
 		t.Fatal(err)
@@ -51,9 +55,9 @@ func TestLintFindsWhatIsNotPlanned(t *testing.T) {
 	if ca.CheckSignatureFrom(ca) == nil {
 		t.Error("a draft carries the CA's own signature")
 	}
-	var names Names
+	var names plan.Names
 	for _, n := range []string{"a.example", "192.0.2.1"} {
-		if err := names.parse(n); err != nil {
+		if err := names.Add(n); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -61,7 +65,7 @@ func TestLintFindsWhatIsNotPlanned(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leafPlan := CertificatePlan{Role: RoleTLS, Subject: subject("CN=leaf"), Validity: day, Extended: []ExtendedUsage{ServerAuth}, Names: names}
+	leafPlan := plan.Certificate{Role: plan.RoleTLS, Subject: subject("CN=leaf"), Validity: day, Extended: []plan.ExtendedUsage{plan.ServerAuth}, Names: names}
 	leaf := newKey().Public()
 	for name, tt := range map[string]struct {
 		change func(c *x509.Certificate)

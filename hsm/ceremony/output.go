@@ -1,151 +1,33 @@
 package ceremony
 
 import (
-	"crypto/rand"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
+	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
-
-// The outcomes of a transcript's records.
-const (
-	outBegin     = "begin"
-	outEnd       = "end"
-	outException = "exception"
-)
-
-// eventPrefix stands before the name of a step in a record's event.
-const eventPrefix = "ceremony."
-
-// A transcript is written while the ceremony goes on, in the format of the
-// audit log: what a step is about to do is durable before it is done.
-type transcript struct {
-	f       *os.File
-	chain   audit.Chain
-	actor   audit.Actor
-	request string // names the ceremony, the same in every record
-	boot    string
-	mark    bool // every record says that it is of a rehearsal
-	now     func() time.Time
-	records uint64
-	broken  error // the first failure to write; nothing is written after it
-}
-
-func openTranscript(o *output, plan Plan, rehearsal bool, now func() time.Time) (*transcript, error) {
-	f, err := o.create(TranscriptFile, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("transcript: %w", err)
-	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		boot = []byte("unknown")
-	}
-	var id [8]byte
-	if _, err := rand.Read(id[:]); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return &transcript{
-		f: f, now: now, mark: rehearsal, boot: strings.TrimSpace(string(boot)), request: hex.EncodeToString(id[:]),
-		actor: audit.Actor{Kind: "ceremony", ID: plan.Name},
-	}, nil
-}
-
-// write appends one record and returns when it is durable.
-func (t *transcript) write(step, outcome string, ob audit.Object) error {
-	if t.broken != nil {
-		return t.broken
-	}
-	if ob == nil {
-		ob = audit.Object{}
-	}
-	if t.mark {
-		ob["mark"] = rehearsalMark
-	}
-	line, err := audit.Encode(t.record(step, outcome, ob))
-	if err == nil {
-		_, err = audit.ParseLine(line.Raw) // what a verifier refuses must not be written
-	}
-	if err == nil {
-		err = t.chain.Step(line)
-	}
-	if err != nil {
-		return fmt.Errorf("transcript: %w", err)
-	}
-	if _, err = t.f.Write(line.Raw); err == nil {
-		err = t.f.Sync()
-	}
-	if err != nil {
-		t.broken = fmt.Errorf("transcript: %w", err)
-		return t.broken
-	}
-	t.records++
-	return nil
-}
-
-func (t *transcript) record(step, outcome string, ob audit.Object) audit.Record {
-	var mono unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono) // cannot fail for this clock
-	head := t.chain.Head()
-	return audit.Record{
-		Version: 1, Seq: head.Size, Prev: hex.EncodeToString(head.Prev[:]),
-		Time: t.now().UTC(), Boot: t.boot, Mono: mono.Nano() / 1000,
-		Event: eventPrefix + step, Outcome: outcome, Request: t.request, Actor: t.actor, Object: ob,
-	}
-}
-
-// step carries one step out between its two records. When do fails, the second
-// one is an exception with what do returned beside the error.
-func (t *transcript) step(name string, begin audit.Object, do func() (audit.Object, error)) error {
-	if err := t.write(name, outBegin, begin); err != nil {
-		return &Error{Step: name, Err: err}
-	}
-	end, err := do()
-	if err != nil {
-		if end == nil {
-			end = audit.Object{}
-		}
-		end["error"] = cutBytes(strings.ToValidUTF8(err.Error(), "?"), 4096)
-		if werr := t.write(name, outException, end); werr != nil {
-			err = errors.Join(err, werr)
-		}
-		return &Error{Step: name, Err: err}
-	}
-	if err := t.write(name, outEnd, end); err != nil {
-		return &Error{Step: name, Err: err}
-	}
-	return nil
-}
-
-func (t *transcript) close() error { return t.f.Close() }
-
-const timeFormat = "2006-01-02T15:04:05.000000Z"
 
 // The files of an output folder. What is secret has mode 0600.
 const (
 	TranscriptFile = "transcript.jsonl"
 	KeysFile       = "keys.yaml"
 	PINFile        = "hsm-pin"       // secret; of a rehearsal alone
+	RootPINFile    = "root-pin"      // the same of the root's token
 	ChallengeFile  = "challenge.key" // secret; 32 random bytes
 	OperatorCAKey  = "operator-ca.key"
 	OperatorKey    = "operator.key"
 	tokenDir       = "token" // of a rehearsal alone
 	confFile       = "softhsm2.conf"
 )
-
-// File returns the name of the role's certificate file.
-func (r Role) File() string { return string(r) + ".pem" }
 
 // ErrOutput says that the output folder cannot be used.
 var ErrOutput = errors.New("the output folder must be absent or empty")
@@ -164,7 +46,7 @@ type writtenFile struct {
 	secret bool
 }
 
-// check refuses a folder in which something lies, and says where the folder is.
+// checkOutput refuses a folder in which something lies, and says where the folder is.
 func checkOutput(dir string) (output, error) {
 	if dir == "" {
 		return output{}, fmt.Errorf("%w: none is named", ErrOutput)
@@ -240,14 +122,14 @@ func (o *output) write(name string, secret bool, data []byte) error {
 	}
 	w := writtenFile{name: name, secret: secret}
 	if !secret {
-		w.sha256 = digest(data)
+		w.sha256 = transcript.Digest(data)
 	}
 	o.written = append(o.written, w)
 	return nil
 }
 
-func (o *output) writeCertificate(r Role, der []byte) error {
-	return o.write(r.File(), false, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+func certificatePEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
 // writeKey writes a software key in PKCS#8 (RFC 5958).
@@ -262,15 +144,126 @@ func (o *output) writeKey(name string, key any) error {
 	return o.write(name, true, text)
 }
 
-func readTranscript(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
+// leaves is the file that a step leaves, and whether it is secret; "" for none.
+func leaves(s plan.Step) (name string, secret bool) {
+	switch s.Name {
+	case plan.StepCertificate:
+		return Role(s.Of).File(), false
+	case plan.StepOperatorKey:
+		return operatorKeyFile(Role(s.Of)), true
+	case plan.StepSecrets:
+		return ChallengeFile, true
+	case plan.StepDescribe:
+		return KeysFile, false
 	}
-	defer func() { _ = f.Close() }()
-	raw, err := io.ReadAll(io.LimitReader(f, maxTranscript+1))
-	if err == nil && len(raw) > maxTranscript {
-		err = fmt.Errorf("more than %d bytes", maxTranscript)
+	return "", false
+}
+
+func operatorKeyFile(r Role) string {
+	if r == plan.RoleOperatorCA {
+		return OperatorCAKey
 	}
-	return raw, err
+	return OperatorKey
+}
+
+// describe writes what the service's configuration needs to know.
+func (r *run) describe(s plan.Step) error {
+	return r.step(s, KeysFile+" written", audit.Object{"file": KeysFile}, func() (audit.Object, error) {
+		b, err := yaml.Marshal(r.keysFile())
+		if err != nil {
+			return nil, err
+		}
+		text := append([]byte("# What the service's configuration needs, from the ceremony's transcript. Paths are relative to this file.\n"), b...)
+		r.result.KeysFile = r.out.path(KeysFile)
+		return audit.Object{"sha256": transcript.Digest(text)}, r.out.write(KeysFile, false, text)
+	})
+}
+
+// The keys file has the shape of the service's configuration where it says the same.
+type (
+	keysFile struct {
+		Version    int         `yaml:"version"`
+		Plan       planOf      `yaml:"plan"`
+		Transcript string      `yaml:"transcript"`
+		Token      tokenOf     `yaml:"token"`
+		Keys       []keyOf     `yaml:"keys"`
+		Root       *rootOf     `yaml:"root,omitempty"` // not for the service: what was used, and is put away
+		Issuers    []issuerOf  `yaml:"issuers"`
+		Audit      keyCert     `yaml:"audit"`
+		TLS        tlsOf       `yaml:"tls"`
+		Challenges secretOf    `yaml:"challenges"`
+		Operators  operatorsOf `yaml:"operators"`
+	}
+	planOf struct {
+		Name      string `yaml:"name"`
+		SHA256    string `yaml:"sha256"`
+		Class     Class  `yaml:"class"`
+		Rehearsal bool   `yaml:"rehearsal"`
+	}
+	tokenOf struct {
+		Module       string  `yaml:"module"`
+		Serial       string  `yaml:"serial"`
+		Label        string  `yaml:"label"`
+		PIN          *fileOf `yaml:"pin,omitempty"` // of a rehearsal; else people have it
+		SoftHSM2Conf string  `yaml:"softhsm2_conf,omitempty"`
+	}
+	fileOf   struct{ File string }
+	secretOf struct{ Key fileOf }
+	keyOf    struct {
+		Name      string `yaml:"name"`
+		KeyResult `yaml:",inline"`
+	}
+	rootOf struct {
+		Serial      string    `yaml:"serial"`
+		Label       string    `yaml:"label"`
+		Certificate string    `yaml:"certificate"`
+		Key         KeyResult `yaml:"key"`
+	}
+	keyCert  struct{ Key, Certificate string }
+	issuerOf struct {
+		Name      string   `yaml:"name"`
+		CA        keyCert  `yaml:"ca"`
+		Chain     []string `yaml:"chain,omitempty"` // above the CA, the root last
+		RASign    keyCert  `yaml:"ra_sign"`
+		RADecrypt keyCert  `yaml:"ra_decrypt"`
+	}
+	tlsOf struct {
+		Names            []string
+		Key, Certificate string
+	}
+	operatorsOf struct {
+		CA, Certificate, Key string
+	}
+)
+
+func (r *run) keysFile() keysFile {
+	pair := func(role Role) keyCert { return keyCert{Key: string(role), Certificate: role.File()} }
+	service := r.holders[plan.Service]
+	f := keysFile{
+		Version: 1, Transcript: TranscriptFile,
+		Plan:       planOf{Name: r.plan.Name, SHA256: r.plan.Digest(), Class: r.plan.Class, Rehearsal: r.opts.Rehearse},
+		Token:      tokenOf{Module: service.plan.Module, Serial: service.slot.Serial, Label: service.slot.Label, SoftHSM2Conf: r.facts.softhsmConf},
+		Issuers:    []issuerOf{{Name: r.plan.Name, CA: pair(plan.RoleCA), RASign: pair(plan.RoleRASign), RADecrypt: pair(plan.RoleRADecrypt)}},
+		Audit:      pair(plan.RoleAudit),
+		Challenges: secretOf{fileOf{ChallengeFile}},
+		Operators:  operatorsOf{CA: plan.RoleOperatorCA.File(), Certificate: plan.RoleOperator.File(), Key: OperatorKey},
+	}
+	if r.opts.Rehearse {
+		f.Token.PIN, f.Token.SoftHSM2Conf = &fileOf{PINFile}, filepath.Join(tokenDir, confFile)
+	}
+	for _, k := range r.result.Keys {
+		if k.Role == string(plan.RoleRoot) {
+			root := r.holders[plan.Root]
+			f.Root = &rootOf{Serial: root.slot.Serial, Label: root.slot.Label, Certificate: plan.RoleRoot.File(), Key: k}
+			f.Issuers[0].Chain = []string{plan.RoleRoot.File()}
+			continue
+		}
+		f.Keys = append(f.Keys, keyOf{Name: k.Purpose, KeyResult: k})
+	}
+	for _, c := range r.plan.Certificates {
+		if c.Role == plan.RoleTLS {
+			f.TLS = tlsOf{Names: c.Names.All(), Key: string(plan.RoleTLS), Certificate: plan.RoleTLS.File()}
+		}
+	}
+	return f
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
 )
 
 // A GivenPIN is a PIN that people brought, or one that was generated. Like an
@@ -34,13 +35,13 @@ const (
 // strong checks a PIN against what the class asks for.
 func (p GivenPIN) strong(what string, class Class) error {
 	least := minPIN
-	if class == Production {
+	if class == plan.Production {
 		least = minProductionPIN
 	}
 	switch {
 	case p.Len() < least:
 		return fmt.Errorf("%w: %s of a %s token has at least %d characters", ErrWeakPIN, what, class, least)
-	case class == Production && p.Distinct() < minDistinct:
+	case class == plan.Production && p.Distinct() < minDistinct:
 		return fmt.Errorf("%w: %s has fewer than %d different characters", ErrWeakPIN, what, minDistinct)
 	}
 	return nil
@@ -83,4 +84,74 @@ func PINFromFD(fd int) PINSource { return named("descriptor", hsm.PINFromFD(fd))
 // PINFromTerminal is [hsm.PINFromTerminal].
 func PINFromTerminal(what string, twice bool) PINSource {
 	return named("terminal", hsm.PINFromTerminal(what, twice))
+}
+
+// pins gets the PINs that the steps to come need, and refuses weak ones while
+// nothing depends on them yet.
+func (r *run) pins(ctx context.Context) error {
+	for _, t := range r.plan.Tokens {
+		h := r.holders[t.On]
+		if h.left {
+			continue
+		}
+		if err := r.pinsOf(ctx, h); err != nil {
+			return err
+		}
+	}
+	return r.apart()
+}
+
+func (r *run) pinsOf(ctx context.Context, h *holder) (err error) {
+	if r.opts.Rehearse {
+		if h.pin, h.text, err = generatePIN(); err != nil {
+			return err
+		}
+		var forgotten []byte // nobody resets the PIN of a throw-away token
+		h.so, forgotten, err = generatePIN()
+		clear(forgotten)
+		return err
+	}
+	user, officer, of := r.opts.PIN, r.opts.SOPIN, ""
+	if h.plan.On == plan.Root {
+		user, officer, of = r.opts.RootPIN, r.opts.RootSOPIN, " of the root's token"
+	}
+	get := func(dst *GivenPIN, from PINSource, what string) error {
+		if from == nil {
+			return fmt.Errorf("no source for %s is given", what)
+		}
+		p, err := from(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		*dst = p
+		if err := p.strong(what, r.plan.Class); err != nil {
+			return &Error{Err: err, Hint: "choose another one; it is not changed later"}
+		}
+		return nil
+	}
+	if h.plan.New && !r.isDone(plan.Step{Name: plan.StepPIN, Of: string(h.plan.On)}) {
+		if err := get(&h.so, officer, "the security officer's PIN"+of); err != nil {
+			return err
+		}
+	}
+	return get(&h.pin, user, "the user PIN"+of)
+}
+
+// apart refuses one PIN for two purposes.
+func (r *run) apart() error {
+	var all []GivenPIN
+	for _, t := range r.plan.Tokens {
+		for _, p := range []GivenPIN{r.holders[t.On].so, r.holders[t.On].pin} {
+			if p.Empty() {
+				continue
+			}
+			for _, other := range all {
+				if p.Equal(other.PIN) {
+					return &Error{Err: fmt.Errorf("%w: two PINs are the same", ErrWeakPIN), Hint: "whoever has one must not have the other"}
+				}
+			}
+			all = append(all, p)
+		}
+	}
+	return nil
 }

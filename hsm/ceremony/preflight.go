@@ -13,12 +13,15 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
+	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
 
 const (
@@ -32,67 +35,94 @@ type facts struct {
 	goVersion, version   string
 	revision, modified   string
 	kernel               string
-	modulePath           string
-	moduleSHA256         string
-	cryptoki, moduleName string
-	moduleVersion        string
+	modules              []moduleFacts
 	softhsmConf          string
 	openssl              string // path; "" if there is none
 	opensslVersion       string
 }
 
+type moduleFacts struct {
+	path, sha256            string
+	cryptoki, name, version string
+}
+
 // prepare checks everything that can be checked, without changing the token. What
 // it made in the output folder is taken away again if something is in the way.
 func (r *run) prepare(ctx context.Context) (err error) {
-	if r.plan.Text == "" || len(r.plan.Keys) == 0 {
-		return errors.New("the plan was not read by ParsePlan")
+	if r.plan.Text == "" || len(r.plan.Tokens) == 0 {
+		return errors.New("the plan was not read by plan.Parse")
 	}
-	if r.plan.Class == Production && !r.opts.Rehearse && r.opts.Confirm == nil {
+	if r.plan.Class == plan.Production && !r.opts.Rehearse && r.opts.Confirm == nil {
 		return &Error{Err: ErrUnattended, Hint: "run it at a terminal, or rehearse it"}
 	}
-	if r.out, err = checkOutput(r.opts.Out); err != nil {
+	if r.out, err = checkOutput(r.opts.Out); err != nil && !r.resumable() {
 		return &Error{Err: err, Hint: "name another folder with --out"}
 	}
 	if err := harden(); err != nil {
 		return err
 	}
 	if r.opts.Rehearse {
-		module, err := rehearsalModule(r.opts.SoftHSM, r.plan.Token.Module)
+		module, err := rehearsalModule(r.opts.SoftHSM, r.plan.Token(plan.Service).Module)
 		if err != nil {
 			return err
 		}
-		r.plan = r.plan.rehearsal(module)
+		r.plan = r.plan.Rehearsal(module)
 	}
-	if err := r.facts.collect(ctx, r.plan.Token.Module); err != nil {
+	for _, t := range r.plan.Tokens {
+		r.holders[t.On] = &holder{plan: t}
+	}
+	if err := r.facts.collect(ctx, r.plan); err != nil {
+		return err
+	}
+	if err := r.reopen(); err != nil { // does nothing for a new ceremony
 		return err
 	}
 	if err := r.pins(ctx); err != nil {
 		return err
 	}
 	defer func() {
-		if err != nil {
+		if err != nil && r.log == nil {
 			r.out.discard()
 		}
 	}()
+	if err := r.tokensAsTheyAre(ctx); err != nil {
+		return err
+	}
+	if err := r.confirm(ctx); err != nil {
+		return err
+	}
+	if r.log != nil {
+		return r.goOn()
+	}
+	return r.begin()
+}
+
+// tokensAsTheyAre looks at modules and tokens; a rehearsal's are made to be.
+func (r *run) tokensAsTheyAre(ctx context.Context) error {
 	if r.opts.Rehearse {
 		if err := r.throwAway(); err != nil {
 			return err
 		}
 	}
 	r.facts.softhsmConf = os.Getenv(confVariable)
-	if err := r.facts.moduleInfo(r.plan.Token.Module); err != nil {
-		return err
+	for i := range r.facts.modules {
+		m := &r.facts.modules[i]
+		if err := m.ask(); err != nil {
+			return err
+		}
+		if r.opts.Rehearse && !strings.HasPrefix(m.name, "SoftHSM") {
+			return &Error{Err: fmt.Errorf("%s says that it is %q and not SoftHSM: a rehearsal must not reach a real token", m.path, m.name), Hint: "name SoftHSM's module with --softhsm"}
+		}
 	}
-	if r.opts.Rehearse && !strings.HasPrefix(r.facts.moduleName, "SoftHSM") {
-		return &Error{Err: fmt.Errorf("%s says that it is %q and not SoftHSM: a rehearsal must not reach a real token", r.plan.Token.Module, r.facts.moduleName), Hint: "name SoftHSM's module with --softhsm"}
+	for _, t := range r.plan.Tokens {
+		if r.isDone(plan.Step{Name: plan.StepToken, Of: string(t.On)}) || r.first > 0 && t.New {
+			continue // what an interrupted ceremony began to use is not empty any more; each step looks for itself
+		}
+		if err := r.holders[t.On].look(context.WithoutCancel(ctx), r.plan.KeysOn(t.On)); err != nil { // as in perform
+			return err
+		}
 	}
-	if err := r.look(context.WithoutCancel(ctx)); err != nil { // as in perform
-		return err
-	}
-	if err := r.confirm(ctx); err != nil {
-		return err
-	}
-	return r.begin()
+	return nil
 }
 
 // begin makes the folder and the transcript.
@@ -101,14 +131,25 @@ func (r *run) begin() (err error) {
 		return fmt.Errorf("%w: %w", ErrOutput, err)
 	}
 	r.start = r.opts.Now().UTC()
-	if r.log, err = openTranscript(&r.out, r.plan, r.opts.Rehearse, r.opts.Now); err != nil {
-		return err
+	f, err := r.out.create(TranscriptFile, 0o644)
+	if err != nil {
+		return fmt.Errorf("transcript: %w", err)
 	}
-	r.result = Result{
-		Out: r.out.dir, Plan: r.plan.Name, PlanSHA256: r.plan.Digest(), Class: r.plan.Class, Rehearsal: r.opts.Rehearse,
-		Module: r.plan.Token.Module, SoftHSM2Conf: r.facts.softhsmConf, Transcript: r.out.path(TranscriptFile),
+	mark := ""
+	if r.opts.Rehearse {
+		mark = plan.RehearsalMark
 	}
+	if r.log, err = transcript.New(f, r.plan.Name, mark, r.opts.Now); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	r.describeResult()
 	return nil
+}
+
+func (r *run) describeResult() {
+	r.result.Out, r.result.Plan, r.result.PlanSHA256 = r.out.dir, r.plan.Name, r.plan.Digest()
+	r.result.Class, r.result.Rehearsal = r.plan.Class, r.opts.Rehearse
+	r.result.Module, r.result.SoftHSM2Conf, r.result.Transcript = r.plan.Token(plan.Service).Module, r.facts.softhsmConf, r.out.path(TranscriptFile)
 }
 
 // harden keeps the PIN out of core files and away from debuggers.
@@ -136,7 +177,7 @@ func rehearsalModule(given, planned string) (string, error) {
 	return "", errors.New("no module for a rehearsal")
 }
 
-func (f *facts) collect(ctx context.Context, module string) (err error) {
+func (f *facts) collect(ctx context.Context, p Plan) (err error) {
 	if f.binary, err = os.Executable(); err != nil {
 		return err
 	}
@@ -159,9 +200,15 @@ func (f *facts) collect(ctx context.Context, module string) (err error) {
 	if err := unix.Uname(&uts); err == nil {
 		f.kernel = unix.ByteSliceToString(uts.Sysname[:]) + " " + unix.ByteSliceToString(uts.Release[:]) + " " + unix.ByteSliceToString(uts.Machine[:])
 	}
-	f.modulePath = module
-	if f.moduleSHA256, err = fileDigest(module); err != nil {
-		return &Error{Err: fmt.Errorf("PKCS#11 module: %w", err), Hint: "token.module in the plan names it"}
+	for _, t := range p.Tokens {
+		if slices.ContainsFunc(f.modules, func(m moduleFacts) bool { return m.path == t.Module }) {
+			continue
+		}
+		m := moduleFacts{path: t.Module}
+		if m.sha256, err = fileDigest(t.Module); err != nil {
+			return &Error{Err: fmt.Errorf("PKCS#11 module: %w", err), Hint: "token.module in the plan names it"}
+		}
+		f.modules = append(f.modules, m)
 	}
 	if f.openssl, err = exec.LookPath("openssl"); err != nil {
 		f.openssl = "" // its second look is left out, and the transcript says so
@@ -188,62 +235,23 @@ func fileDigest(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// moduleInfo asks the module who it is, and leaves it again.
-func (f *facts) moduleInfo(path string) error {
-	p := pkcs11.New(path)
+// ask asks the module who it is, and leaves it again.
+func (m *moduleFacts) ask() error {
+	p := pkcs11.New(m.path)
 	if p == nil {
-		return fmt.Errorf("%w: %s is not a PKCS#11 library for this machine", hsm.ErrModule, path)
+		return fmt.Errorf("%w: %s is not a PKCS#11 library for this machine", hsm.ErrModule, m.path)
 	}
 	defer p.Destroy()
 	if err := p.Initialize(); err != nil {
-		return fmt.Errorf("%w: %s: %w", hsm.ErrModule, path, err)
+		return fmt.Errorf("%w: %s: %w", hsm.ErrModule, m.path, err)
 	}
 	info, err := p.GetInfo()
 	if err = errors.Join(err, p.Finalize()); err != nil {
-		return fmt.Errorf("%w: %s: %w", hsm.ErrModule, path, err)
+		return fmt.Errorf("%w: %s: %w", hsm.ErrModule, m.path, err)
 	}
-	f.cryptoki = fmt.Sprintf("%d.%d", info.CryptokiVersion.Major, info.CryptokiVersion.Minor)
-	f.moduleVersion = fmt.Sprintf("%d.%d", info.LibraryVersion.Major, info.LibraryVersion.Minor)
-	f.moduleName = strings.TrimSpace(strings.TrimRight(info.ManufacturerID, " \x00") + " " + strings.TrimRight(info.LibraryDescription, " \x00"))
-	return nil
-}
-
-// pins gets both PINs, and refuses weak ones while nothing depends on them yet.
-func (r *run) pins(ctx context.Context) (err error) {
-	if r.opts.Rehearse {
-		if r.pin, r.text, err = generatePIN(); err != nil {
-			return err
-		}
-		var forgotten []byte // nobody resets the PIN of a throw-away token
-		r.so, forgotten, err = generatePIN()
-		clear(forgotten)
-		return err
-	}
-	get := func(dst *GivenPIN, from PINSource, what string) error {
-		if from == nil {
-			return fmt.Errorf("no source for %s is given", what)
-		}
-		p, err := from(ctx)
-		if err != nil {
-			return fmt.Errorf("%s: %w", what, err)
-		}
-		*dst = p
-		if err := p.strong(what, r.plan.Class); err != nil {
-			return &Error{Err: err, Hint: "choose another one; it is not changed later"}
-		}
-		return nil
-	}
-	if r.plan.Token.New {
-		if err := get(&r.so, r.opts.SOPIN, "the security officer's PIN"); err != nil {
-			return err
-		}
-	}
-	if err := get(&r.pin, r.opts.PIN, "the user PIN"); err != nil {
-		return err
-	}
-	if r.plan.Token.New && r.so.Equal(r.pin.PIN) {
-		return &Error{Err: fmt.Errorf("%w: both PINs are the same", ErrWeakPIN), Hint: "whoever has one must not have the other"}
-	}
+	m.cryptoki = fmt.Sprintf("%d.%d", info.CryptokiVersion.Major, info.CryptokiVersion.Minor)
+	m.version = fmt.Sprintf("%d.%d", info.LibraryVersion.Major, info.LibraryVersion.Minor)
+	m.name = strings.TrimSpace(strings.TrimRight(info.ManufacturerID, " \x00") + " " + strings.TrimRight(info.LibraryDescription, " \x00"))
 	return nil
 }
 
@@ -278,53 +286,29 @@ func (r *run) throwAway() error {
 }
 
 // look finds the token, or the one empty slot for a new one, and makes sure that nothing is on it.
-func (r *run) look(ctx context.Context) (err error) {
-	m, err := hsm.Load(r.plan.Token.Module)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, m.Close()) }()
-	if !r.plan.Token.New {
-		return r.lookAtExisting(ctx, m)
-	}
-	slots, err := m.Slots(ctx)
-	if err != nil {
-		return err
-	}
-	var empty []hsm.Slot
-	for _, s := range slots {
-		switch {
-		case !s.Initialized:
-			empty = append(empty, s)
-		case s.Label == r.plan.Token.Label:
-			return &Error{Err: fmt.Errorf("a token with the label %q is there already, serial %s", s.Label, s.Serial), Hint: "choose another token.label, or name the token by its serial"}
+func (h *holder) look(ctx context.Context, keys []plan.Key) error {
+	return withModule(h.plan.Module, func(m *hsm.Module) (err error) {
+		if h.plan.New {
+			h.slot, err = emptySlot(ctx, m, h.plan.Label)
+			return err
 		}
-	}
-	if len(empty) != 1 {
-		return &Error{
-			Err:  fmt.Errorf("%w: %d slots have a token that is not initialized, and one is needed", hsm.ErrNoToken, len(empty)),
-			Hint: "leave exactly one such token in, or initialize one by the vendor's tool and name its serial in the plan",
-		}
-	}
-	r.slot = empty[0]
-	return nil
+		return h.lookAtExisting(ctx, m, keys)
+	})
 }
 
-func (r *run) lookAtExisting(ctx context.Context, m *hsm.Module) error {
-	token, err := m.Open(ctx, hsm.Config{Serial: r.plan.Token.Serial, Label: r.plan.Token.Label, PIN: hsm.PINFrom(r.pin.PIN)})
+func (h *holder) lookAtExisting(ctx context.Context, m *hsm.Module, keys []plan.Key) error {
+	token, err := m.Open(ctx, hsm.Config{Serial: h.plan.Serial, Label: h.plan.Label, PIN: hsm.PINFrom(h.pin.PIN)})
 	if err != nil {
 		return err
 	}
 	objects, err := token.Objects(ctx)
-	r.slot = token.Slot()
+	h.slot = token.Slot()
 	if err = errors.Join(err, token.Close()); err != nil {
 		return err
 	}
 	for _, o := range objects {
-		for _, k := range r.plan.Keys {
-			if o.Label == k.Label {
-				return &Error{Err: fmt.Errorf("%w: %s %q", hsm.ErrKeyExists, o.Class, o.Label), Hint: "a ceremony needs an empty token; nothing was changed"}
-			}
+		if slices.ContainsFunc(keys, func(k plan.Key) bool { return k.Label == o.Label }) {
+			return &Error{Err: fmt.Errorf("%w: %s %q", hsm.ErrKeyExists, o.Class, o.Label), Hint: "a ceremony needs an empty token; nothing was changed"}
 		}
 	}
 	if len(objects) > 0 {
@@ -333,13 +317,30 @@ func (r *run) lookAtExisting(ctx context.Context, m *hsm.Module) error {
 	return nil
 }
 
+// words name a token for a person.
+func (h *holder) words() string {
+	s := h.slot
+	switch {
+	case s.Serial == "" && h.plan.New:
+		return fmt.Sprintf("a new token %q", h.plan.Label)
+	case h.plan.New && !s.Initialized:
+		return fmt.Sprintf("a new token %q, in the empty slot %d (%s %s)", h.plan.Label, s.ID, s.Manufacturer, s.Model)
+	default:
+		return fmt.Sprintf("the token %q, serial %s, of %s %s", s.Label, s.Serial, s.Manufacturer, s.Model)
+	}
+}
+
 func (r *run) confirm(ctx context.Context) error {
 	if r.opts.Confirm == nil || r.opts.Rehearse {
 		return nil
 	}
-	which := fmt.Sprintf("the token %q, serial %s, of %s %s", r.slot.Label, r.slot.Serial, r.slot.Manufacturer, r.slot.Model)
-	if r.plan.Token.New {
-		which = fmt.Sprintf("a new token %q, in the empty slot %d (%s %s)", r.plan.Token.Label, r.slot.ID, r.slot.Manufacturer, r.slot.Model)
+	var which []string
+	for _, t := range r.plan.Tokens {
+		which = append(which, r.holders[t.On].words())
 	}
-	return r.opts.Confirm(ctx, Intention{Plan: r.plan.Name, Digest: r.plan.Digest(), Token: which, Out: r.out.dir})
+	i := Intention{Plan: r.plan.Name, Digest: r.plan.Digest(), Token: strings.Join(which, " and "), Out: r.out.dir}
+	if r.log != nil {
+		i.Resume = r.progress()
+	}
+	return r.opts.Confirm(ctx, i)
 }

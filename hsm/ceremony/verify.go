@@ -1,7 +1,6 @@
 package ceremony
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/x509"
 	"encoding/base64"
@@ -16,13 +15,12 @@ import (
 
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
+	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
 
 // ErrTranscript says that a transcript does not show what it has to.
 var ErrTranscript = errors.New("the transcript does not hold")
-
-// maxTranscript is far above what a ceremony writes: some 100 KiB.
-const maxTranscript = 8 << 20
 
 // A Statement is one conclusion drawn from a transcript.
 type Statement struct {
@@ -40,21 +38,17 @@ type Report struct {
 	PlanSHA256  string      `json:"plan_sha256"`
 	Class       Class       `json:"class"`
 	Rehearsal   bool        `json:"rehearsal"`
+	Resumed     int         `json:"resumed"` // how often it was interrupted, or failed, and went on
 	TokenSerial string      `json:"token_serial"`
 	Statements  []Statement `json:"statements"`
-}
-
-// A done is a step of a transcript: its two records.
-type done struct {
-	name       string
-	begin, end audit.Record
 }
 
 // A verifier draws the conclusions again, each from the records and the plan in them.
 type verifier struct {
 	report Report
 	dir    string
-	steps  []done
+	steps  []transcript.Step
+	again  []transcript.Resumption
 	plan   Plan // as it was carried out
 	when   period
 	keys   map[Role]crypto.PublicKey
@@ -73,11 +67,11 @@ type verifier struct {
 func Verify(path string) (Report, error) {
 	v := &verifier{dir: filepath.Dir(path), keys: map[Role]crypto.PublicKey{}, certs: map[Role]*x509.Certificate{}}
 	v.report.Transcript = path
-	raw, err := readTranscript(path)
+	raw, err := load(path)
 	if err != nil {
 		return v.report, fmt.Errorf("transcript: %w", err)
 	}
-	v.report.Digest = digest(raw)
+	v.report.Digest = transcript.Digest(raw)
 	for _, s := range []struct {
 		name  string
 		check func() (string, error)
@@ -111,63 +105,39 @@ func Verify(path string) (Report, error) {
 	return v.report, nil
 }
 
-func (v *verifier) chain(raw []byte) (string, error) {
-	var chain audit.Chain
-	var last audit.Record
-	for i, text := range bytes.SplitAfter(raw, []byte("\n")) {
-		if len(text) == 0 {
-			break // after the last line's LF
-		}
-		line, err := audit.ParseLine(text)
-		if err == nil {
-			err = chain.Step(line)
-		}
-		if err != nil {
-			return "", fmt.Errorf("line %d: %w", i+1, err)
-		}
-		r := line.Record
-		if i > 0 && (r.Request != last.Request || r.Actor != last.Actor || r.Boot != last.Boot || r.Mono < last.Mono) {
-			return "", fmt.Errorf("line %d: not of the same ceremony as the line before, or earlier than it", i+1)
-		}
-		if err := v.collect(r); err != nil {
-			return "", fmt.Errorf("line %d: %w", i+1, err)
-		}
-		last = r
+func load(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
 	}
-	v.report.Records = chain.Head().Size
-	return fmt.Sprintf("%d records", v.report.Records), nil
+	defer func() { _ = f.Close() }()
+	return transcript.Load(f)
 }
 
-// collect pairs a step's two records.
-func (v *verifier) collect(r audit.Record) error {
-	name, ours := strings.CutPrefix(r.Event, eventPrefix)
-	open := len(v.steps) > 0 && v.steps[len(v.steps)-1].end.Event == ""
-	switch {
-	case !ours || r.Actor.Kind != "ceremony":
-		return fmt.Errorf("event %q is none of a ceremony", r.Event)
-	case r.Outcome == outBegin && !open:
-		v.steps = append(v.steps, done{name: name, begin: r})
-	case r.Outcome != outBegin && open && v.steps[len(v.steps)-1].name == name:
-		v.steps[len(v.steps)-1].end = r
-	case r.Outcome == outException:
-		v.steps = append(v.steps, done{name: name, begin: r, end: r})
-	default:
-		return fmt.Errorf("%s of step %q is out of order", r.Outcome, name)
+func (v *verifier) chain(raw []byte) (string, error) {
+	if len(raw) > 0 && raw[len(raw)-1] != '\n' {
+		return "", errors.New("its last line was torn off")
 	}
-	return nil
+	h, err := transcript.Read(raw)
+	if err != nil {
+		return "", err
+	}
+	v.steps, v.again = h.Steps, h.Resumptions
+	v.report.Records, v.report.Resumed = h.Records, len(h.Resumptions)
+	return fmt.Sprintf("%d records", v.report.Records), nil
 }
 
 func (v *verifier) complete() (string, error) {
 	for _, s := range v.steps {
-		switch s.end.Outcome {
-		case outEnd:
-		case outException:
-			return "", fmt.Errorf("step %s failed: %s", s.name, s.end.Object.String("error"))
+		switch s.End.Outcome {
+		case transcript.End:
+		case transcript.Exception:
+			return "", fmt.Errorf("step %s failed: %s", s.Name, s.End.Object.String("error"))
 		default:
-			return "", fmt.Errorf("step %s began and did not end", s.name)
+			return "", fmt.Errorf("step %s began and did not end", s.Name)
 		}
 	}
-	if len(v.steps) == 0 || v.steps[len(v.steps)-1].name != stepClose {
+	if len(v.steps) == 0 || v.steps[len(v.steps)-1].Name != plan.StepClose {
 		return "", errors.New("it stops before the ceremony was closed")
 	}
 	return fmt.Sprintf("%d steps", len(v.steps)), nil
@@ -175,119 +145,131 @@ func (v *verifier) complete() (string, error) {
 
 func (v *verifier) readPlan() (string, error) {
 	first := v.steps[0]
-	ob := first.begin.Object
+	ob := first.Begin.Object
 	text, want := ob.String("plan"), ob.String("plan_sha256")
-	if first.name != stepEnvironment || digest([]byte(text)) != want {
+	if first.Name != plan.StepEnvironment || transcript.Digest([]byte(text)) != want {
 		return "", errors.New("the text of the plan has another digest")
 	}
-	plan, err := ParsePlan([]byte(text))
+	p, err := plan.Parse([]byte(text))
 	if err != nil {
 		return "", err
 	}
 	start, err := time.Parse(timeFormat, ob.String("start"))
-	if err != nil || start.After(first.begin.Time) {
+	if err != nil || start.After(first.Begin.Time) {
 		return "", errors.New("the time of the start is none, or after the first record")
 	}
-	if ob.String("name") != plan.Name || ob.String("class") != string(plan.Class) || first.begin.Actor.ID != plan.Name {
+	if ob.String("name") != p.Name || ob.String("class") != string(p.Class) || first.Begin.Actor.ID != p.Name {
 		return "", errors.New("name or class are not those of the plan")
 	}
-	v.when = period{start, plan.Backdate}
+	v.when = period{start, p.Backdate}
 	rehearsal := ob.Int("rehearsal") == 1
 	if rehearsal {
-		plan = plan.rehearsal(first.end.Object.Object("module").String("path"))
+		p = p.Rehearsal(firstModule(first.End.Object))
 	}
 	for _, s := range v.steps {
-		for _, r := range []audit.Record{s.begin, s.end} {
-			if (r.Object.String("mark") == rehearsalMark) != rehearsal {
+		for _, r := range []audit.Record{s.Begin, s.End} {
+			if (r.Object.String("mark") == plan.RehearsalMark) != rehearsal {
 				return "", fmt.Errorf("record %d: the mark of a rehearsal is missing, or is where it must not be", r.Seq)
 			}
 		}
 	}
-	v.plan = plan
-	v.report.Plan, v.report.PlanSHA256, v.report.Class, v.report.Rehearsal = plan.Name, want, plan.Class, rehearsal
-	return fmt.Sprintf("%s, class %s, %s", plan.Name, plan.Class, want), nil
+	v.plan = p
+	v.report.Plan, v.report.PlanSHA256, v.report.Class, v.report.Rehearsal = p.Name, want, p.Class, rehearsal
+	return fmt.Sprintf("%s, class %s, %s", p.Name, p.Class, want), nil
+}
+
+// firstModule is the path of the one module of a rehearsal.
+func firstModule(environment audit.Object) string {
+	if all := environment.Objects("modules"); len(all) > 0 {
+		return all[0].String("path")
+	}
+	return ""
 }
 
 // order compares the steps with those that the plan leads to.
 func (v *verifier) order() (string, error) {
-	want := []string{stepEnvironment, stepToken, stepPIN, stepKeys}
-	each := func(steps ...string) {
-		for _, r := range roles() {
-			for _, s := range steps {
-				want = append(want, s+" "+string(r))
-			}
-		}
-	}
-	each(stepReadBack)
-	each(stepProofs)
-	each(stepLint, stepCertificate)
-	for _, r := range []Role{RoleOperatorCA, RoleOperator} {
-		for _, s := range []string{stepOperatorKey, stepLint, stepCertificate} {
-			want = append(want, s+" "+string(r))
-		}
-	}
-	want = append(want, stepSecrets, stepDescribe, stepClose)
+	want := v.plan.Steps()
 	for i, s := range v.steps {
-		ob := s.begin.Object
-		have := strings.TrimSpace(s.name + " " + ob.String("purpose") + ob.String("role"))
-		if i >= len(want) || have != want[i] {
-			return "", fmt.Errorf("record %d: step %q is not the one that comes here", s.begin.Seq, have)
+		if i >= len(want) || s.String() != want[i].String() {
+			return "", fmt.Errorf("record %d: step %q is not the one that comes here", s.Begin.Seq, s)
 		}
 	}
 	if len(v.steps) != len(want) {
 		return "", fmt.Errorf("%d steps of %d", len(v.steps), len(want))
 	}
-	token := v.steps[1].end.Object
-	if v.plan.Token.New && token.String("label") != v.plan.Token.Label || !v.plan.Token.New && token.String("serial") != v.plan.Token.Serial {
-		return "", errors.New("the token is not the one of the plan")
+	for _, a := range v.again {
+		if at := a.Record.Object.Int("at"); at > 0 && want[at].Name == plan.StepCertificate {
+			return "", fmt.Errorf("record %d: it went on with a signature that nobody had looked at", a.Record.Seq)
+		}
 	}
-	if v.steps[2].end.Object.Int("objects") != 0 {
-		return "", errors.New("the token was not empty")
+	return v.tokens()
+}
+
+// tokens looks at which tokens were used, and that they were empty.
+func (v *verifier) tokens() (string, error) {
+	var serials []string
+	for _, s := range v.named(plan.StepToken) {
+		token, p := s.End.Object, v.plan.Token(plan.On(s.Of))
+		if p.New && token.String("label") != p.Label || !p.New && token.String("serial") != p.Serial {
+			return "", errors.New("the token is not the one of the plan")
+		}
+		if slices.Contains(serials, token.String("serial")) {
+			return "", errors.New("two tokens have the same serial")
+		}
+		if serials = append(serials, token.String("serial")); p.On == plan.Service {
+			v.report.TokenSerial = token.String("serial")
+		}
 	}
-	v.report.TokenSerial = token.String("serial")
-	return fmt.Sprintf("token serial %s", v.report.TokenSerial), nil
+	for _, s := range v.named(plan.StepPIN) {
+		if s.End.Object.Int("objects") != 0 {
+			return "", errors.New("the token was not empty")
+		}
+	}
+	return "token serial " + strings.Join(serials, " and "), nil
 }
 
 // named returns the steps of one name.
-func (v *verifier) named(name string) []done {
-	return slices.DeleteFunc(slices.Clone(v.steps), func(s done) bool { return s.name != name })
+func (v *verifier) named(name string) []transcript.Step {
+	return slices.DeleteFunc(slices.Clone(v.steps), func(s transcript.Step) bool { return s.Name != name })
 }
 
 func publicKey(ob audit.Object) (crypto.PublicKey, error) {
 	der, err := base64.StdEncoding.DecodeString(ob.String("spki"))
-	if err != nil || digest(der) != ob.String("spki_sha256") {
+	if err != nil || transcript.Digest(der) != ob.String("spki_sha256") {
 		return nil, errors.New("the public key has another digest")
 	}
 	return x509.ParsePKIXPublicKey(der)
 }
 
 func (v *verifier) checkKeys() (string, error) {
-	keys := v.named(stepKeys)[0].end.Object.Objects("keys")
-	if len(keys) != len(v.plan.Keys) {
-		return "", fmt.Errorf("%d keys and not %d", len(keys), len(v.plan.Keys))
-	}
 	seen := map[string]bool{}
-	for i, k := range v.plan.Keys {
-		pub, err := publicKey(keys[i])
-		if err != nil {
-			return "", fmt.Errorf("key %s: %w", k.Purpose, err)
+	for _, s := range v.named(plan.StepKeys) {
+		planned, keys := v.plan.KeysOn(plan.On(s.Of)), s.End.Object.Objects("keys")
+		if len(keys) != len(planned) {
+			return "", fmt.Errorf("%d keys and not %d", len(keys), len(planned))
 		}
-		if keys[i].String("purpose") != string(k.Purpose) || keys[i].String("label") != k.Label || !isAlgorithm(pub, k.Algorithm) {
-			return "", fmt.Errorf("key %s: purpose, label or algorithm are not those of the plan", k.Purpose)
-		}
-		if id, sum := keys[i].String("id"), keys[i].String("spki_sha256"); len(id) == 0 || seen[id] || seen[sum] {
-			return "", fmt.Errorf("key %s: its id or public key is that of another one too", k.Purpose)
-		} else {
+		for i, k := range planned {
+			pub, err := publicKey(keys[i])
+			if err != nil {
+				return "", fmt.Errorf("key %s: %w", k.Role, err)
+			}
+			if keys[i].String("role") != string(k.Role) || keys[i].String("purpose") != string(k.Purpose) || keys[i].String("label") != k.Label || !isAlgorithm(pub, k.Algorithm) {
+				return "", fmt.Errorf("key %s: purpose, label or algorithm are not those of the plan", k.Role)
+			}
+			id, sum := keys[i].String("id"), keys[i].String("spki_sha256")
+			if len(id) == 0 || seen[id] || seen[sum] {
+				return "", fmt.Errorf("key %s: its id or public key is that of another one too", k.Role)
+			}
 			seen[id], seen[sum] = true, true
+			v.keys[k.Role] = pub
 		}
-		v.keys[Role(k.Purpose)] = pub
 	}
-	for _, s := range v.named(stepOperatorKey) {
-		pub, err := publicKey(s.end.Object)
-		if err != nil || seen[s.end.Object.String("spki_sha256")] {
-			return "", fmt.Errorf("key %s: unusable, or that of another one too", s.begin.Object.String("role"))
+	for _, s := range v.named(plan.StepOperatorKey) {
+		pub, err := publicKey(s.End.Object)
+		if err != nil || seen[s.End.Object.String("spki_sha256")] {
+			return "", fmt.Errorf("key %s: unusable, or that of another one too", s.Begin.Object.String("role"))
 		}
-		v.keys[Role(s.begin.Object.String("role"))] = pub
+		v.keys[Role(s.Begin.Object.String("role"))] = pub
 	}
 	return fmt.Sprintf("%d keys", len(v.keys)), nil
 }
@@ -295,10 +277,10 @@ func (v *verifier) checkKeys() (string, error) {
 // attributes looks for every rule that a key of its purpose is held to.
 func (v *verifier) attributes() (string, error) {
 	told, untold := 0, 0
-	for i, s := range v.named(stepReadBack) {
+	for i, s := range v.named(plan.StepReadBack) {
 		k := v.plan.Keys[i]
 		got := map[string]audit.Object{}
-		for _, a := range s.end.Object.Objects("attributes") {
+		for _, a := range s.End.Object.Objects("attributes") {
 			got[a.String("attribute")] = a
 		}
 		for _, rule := range hsm.Rules(k.Purpose, k.Algorithm) {
@@ -321,9 +303,9 @@ func (v *verifier) attributes() (string, error) {
 // works, done.
 func (v *verifier) proofs() (string, error) {
 	refused := 0
-	for i, s := range v.named(stepProofs) {
+	for i, s := range v.named(plan.StepProofs) {
 		k := v.plan.Keys[i]
-		want, got := hsm.Proofs(k.Purpose, k.Algorithm), s.end.Object.Objects("proofs")
+		want, got := hsm.Proofs(k.Purpose, k.Algorithm), s.End.Object.Objects("proofs")
 		if len(got) != len(want) {
 			return "", fmt.Errorf("key %s: %d proofs and not %d", k.Purpose, len(got), len(want))
 		}
@@ -342,30 +324,38 @@ func (v *verifier) proofs() (string, error) {
 }
 
 func (v *verifier) closing() (string, error) {
-	s := v.named(stepClose)[0]
-	if s.end.Object.String("digest") != s.end.Prev || s.end.Object.Int("records") != int64(s.end.Seq) {
+	s := v.named(plan.StepClose)[0]
+	if s.End.Object.String("digest") != s.End.Prev || s.End.Object.Int("records") != int64(s.End.Seq) {
 		return "", errors.New("the closing record does not name the records before it")
 	}
-	want := map[string]int{}
-	for _, k := range v.named(stepKeys)[0].end.Object.Objects("keys") {
-		want["private key "+k.String("label")+" "+k.String("id")]++
-		want["public key "+k.String("label")+" "+k.String("id")]++
+	held := map[plan.On]transcript.Step{plan.Service: s}
+	for _, s := range v.named(plan.StepLeave) {
+		held[plan.On(s.Of)] = s
 	}
-	for _, o := range s.end.Object.Objects("objects") {
-		want[o.String("class")+" "+o.String("label")+" "+o.String("id")]--
-	}
-	for name, n := range want {
-		if n != 0 {
-			return "", fmt.Errorf("there is not exactly one %s", name)
+	n := 0
+	for _, keys := range v.named(plan.StepKeys) {
+		want := map[string]int{}
+		for _, k := range keys.End.Object.Objects("keys") {
+			want["private key "+k.String("label")+" "+k.String("id")]++
+			want["public key "+k.String("label")+" "+k.String("id")]++
 		}
+		for _, o := range held[plan.On(keys.Of)].End.Object.Objects("objects") {
+			want[o.String("class")+" "+o.String("label")+" "+o.String("id")]--
+		}
+		for name, missing := range want {
+			if missing != 0 {
+				return "", fmt.Errorf("there is not exactly one %s", name)
+			}
+		}
+		n += len(want)
 	}
-	return fmt.Sprintf("%d objects", len(want)), nil
+	return fmt.Sprintf("%d objects", n), nil
 }
 
 // files compares what lies beside the transcript; it may have been moved alone.
 func (v *verifier) files() (string, error) {
 	same, absent := 0, 0
-	for _, f := range v.named(stepClose)[0].end.Object.Objects("files") {
+	for _, f := range v.named(plan.StepClose)[0].End.Object.Objects("files") {
 		name := f.String("file")
 		if name == "" || name != filepath.Base(name) {
 			return "", fmt.Errorf("%q is no file's name", name)
@@ -381,7 +371,7 @@ func (v *verifier) files() (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if digest(raw) != f.String("sha256") {
+		if transcript.Digest(raw) != f.String("sha256") {
 			return "", fmt.Errorf("%s was changed", name)
 		}
 		same++

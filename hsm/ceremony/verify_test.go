@@ -15,7 +15,7 @@ import (
 )
 
 func TestEveryByteOfATranscriptCounts(t *testing.T) {
-	r := rehearse(t, plan(t))
+	r := rehearse(t, demo(t))
 	raw, err := os.ReadFile(r.Transcript)
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +81,7 @@ func rechain(lines [][]byte) []byte {
 
 // A forged transcript with a good chain still has to say what the plan says.
 func TestAForgedTranscriptIsFoundOutByWhatItSays(t *testing.T) {
-	r, other := rehearse(t, plan(t)), rehearse(t, plan(t))
+	r, other := rehearse(t, demo(t)), rehearse(t, demo(t))
 	read := func(path string) [][]byte {
 		raw, err := os.ReadFile(path)
 		if err != nil {
@@ -161,7 +161,7 @@ func TestAForgedTranscriptIsFoundOutByWhatItSays(t *testing.T) {
 }
 
 func TestFilesBesideTheTranscriptAreCompared(t *testing.T) {
-	r := rehearse(t, plan(t))
+	r := rehearse(t, demo(t))
 	for _, name := range []string{"ca.pem", "keys.yaml", "operator.pem"} {
 		path := filepath.Join(r.Out, name)
 		raw, err := os.ReadFile(path)

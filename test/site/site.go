@@ -111,6 +111,10 @@ func (s *Site) configure() error {
 		for _, k := range []string{"ca", "ra_sign", "ra_decrypt"} {
 			in(i.(map[string]any)[k].(map[string]any), "certificate")
 		}
+		chain, _ := i.(map[string]any)["chain"].([]any)
+		for n := range chain {
+			chain[n] = filepath.Join("ceremony", chain[n].(string))
+		}
 	}
 	in(keys["audit"].(map[string]any), "certificate")
 	in(keys["challenges"].(map[string]any)["key"].(map[string]any), "file")
@@ -123,7 +127,7 @@ func (s *Site) configure() error {
 			"listen": "127.0.0.1:" + s.opt.OperatorPort, "ca": "ceremony/operator-ca.pem", "socket": "operator.sock",
 			"people": []any{map[string]any{"name": "operator", "certificate": "ceremony/operator.pem", "roles": []string{"administrator"}}},
 		},
-		"tls": map[string]any{"mode": "internal", "key": "tls", "issuer": "demo", "names": names},
+		"tls": map[string]any{"mode": "internal", "key": "tls", "issuer": keys["issuers"].([]any)[0].(map[string]any)["name"], "names": names},
 	}
 	out, err := yaml.Marshal(cfg)
 	if err != nil {

@@ -1,4 +1,4 @@
-package ceremony
+package plan
 
 import (
 	"errors"
@@ -36,11 +36,11 @@ func (f Fault) String() string {
 	return s
 }
 
-// A PlanError is every fault of a plan, by its place.
-type PlanError struct{ Faults []Fault }
+// An Error is every fault of a plan, by its place.
+type Error struct{ Faults []Fault }
 
 // Error returns the faults, one a line.
-func (e *PlanError) Error() string {
+func (e *Error) Error() string {
 	lines := []string{"the plan is not usable"}
 	for _, f := range e.Faults {
 		lines = append(lines, f.String())
@@ -71,7 +71,7 @@ func (d *decoder) err() error {
 		}
 		return a.Column - b.Column
 	})
-	return &PlanError{d.faults}
+	return &Error{d.faults}
 }
 
 // document reads the one document of a plan; nil if there is none to walk.

@@ -1,4 +1,4 @@
-package ceremony
+package plan
 
 import (
 	"crypto/x509/pkix"
@@ -11,9 +11,9 @@ import (
 	"unicode/utf8"
 )
 
-// rehearsalMark stands in every name that a rehearsal of a production plan
+// RehearsalMark stands in every name that a rehearsal of a production plan
 // gives, and in the label of every rehearsal's token.
-const rehearsalMark = "REHEARSAL"
+const RehearsalMark = "REHEARSAL"
 
 // An attributeType is a type of attribute with the most characters of its value.
 type attributeType struct {
@@ -150,9 +150,9 @@ func (s Subject) String() string {
 	return strings.Join(out, ",")
 }
 
-// der encodes the name as RFC 5280, section 4.1.2.4, has it: DC in IA5String,
+// DER encodes the name as RFC 5280, section 4.1.2.4, has it: DC in IA5String,
 // C and serialNumber in PrintableString, the rest in UTF8String.
-func (s Subject) der() ([]byte, error) {
+func (s Subject) DER() ([]byte, error) {
 	var seq pkix.RDNSequence
 	for _, a := range s.rdns {
 		t, tag := attributeTypes()[a.kind], asn1.TagUTF8String
@@ -174,11 +174,11 @@ func (s Subject) marked() Subject {
 	out := Subject{slices.Clone(s.rdns)}
 	for i, a := range out.rdns {
 		if attributeTypes()[a.kind].name == "CN" {
-			out.rdns[i].value = cutRunes(rehearsalMark+" "+a.value, attributeTypes()[a.kind].limit)
+			out.rdns[i].value = cutRunes(RehearsalMark+" "+a.value, attributeTypes()[a.kind].limit)
 			return out
 		}
 	}
-	return Subject{append(out.rdns, attribute{2, rehearsalMark})}
+	return Subject{append(out.rdns, attribute{2, RehearsalMark})}
 }
 
 // cutRunes shortens s to at most n characters.
@@ -189,8 +189,8 @@ func cutRunes(s string, n int) string {
 	return s
 }
 
-// cutBytes shortens s to at most n bytes, between characters.
-func cutBytes(s string, n int) string {
+// CutBytes shortens s to at most n bytes, between characters.
+func CutBytes(s string, n int) string {
 	for len(s) > n {
 		_, size := utf8.DecodeLastRuneInString(s)
 		s = s[:len(s)-size]
@@ -204,8 +204,8 @@ type Names struct {
 	IP  []netip.Addr
 }
 
-// parseName reads a DNS name, or an address.
-func (n *Names) parse(s string) error {
+// Add reads a DNS name, or an address.
+func (n *Names) Add(s string) error {
 	if ip, err := netip.ParseAddr(s); err == nil {
 		if ip.Zone() != "" || ip.IsUnspecified() || slices.Contains(n.IP, ip) {
 			return fmt.Errorf("%q has a zone, is unspecified or is given twice", s)
@@ -226,7 +226,8 @@ func (n *Names) parse(s string) error {
 	return nil
 }
 
-func (n Names) all() []string {
+// All returns the names in words, the addresses last.
+func (n Names) All() []string {
 	out := slices.Clone(n.DNS)
 	for _, ip := range n.IP {
 		out = append(out, ip.String())

@@ -1,0 +1,231 @@
+package ceremony
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/plan"
+	"github.com/postern-pki/postern/hsm/ceremony/transcript"
+)
+
+// generationDeadline is the longest that one search for primes may take on a slow token.
+const generationDeadline = 10 * time.Minute
+
+// A madeKey is a key that was generated, and the key itself once it was found.
+type madeKey struct {
+	hsm.Generated
+	on  plan.On
+	key *hsm.Key
+}
+
+// generate makes a token's keys, with all their attributes said.
+func (r *run) generate(ctx context.Context, s plan.Step, h *holder) error {
+	keys := r.plan.KeysOn(h.plan.On)
+	var planned []any
+	for i := range keys {
+		k := &keys[i]
+		if k.ID = h.ids[k.Label]; k.ID == nil {
+			k.ID = make([]byte, 16)
+			if _, err := rand.Read(k.ID); err != nil {
+				return err
+			}
+		}
+		planned = append(planned, audit.Object{"role": string(k.Role), "purpose": string(k.Purpose), "label": k.Label, "algorithm": string(k.Algorithm), "id": hex.EncodeToString(k.ID)})
+	}
+	return r.step(s, fmt.Sprintf("%d keys generated", len(keys)), audit.Object{"keys": planned}, func() (audit.Object, error) {
+		there, err := r.alreadyMade(ctx, s, h, keys)
+		if err != nil {
+			return nil, err
+		}
+		var plans []hsm.KeyPlan
+		for _, k := range keys {
+			if _, ok := there[k.Role]; !ok {
+				plans = append(plans, k.KeyPlan)
+			}
+		}
+		limited, cancel := context.WithTimeout(ctx, generationDeadline)
+		defer cancel()
+		made, err := hsm.Generate(limited, h.config(), plans)
+		var out []any
+		for _, k := range keys {
+			g, found := there[k.Role]
+			if i := slices.IndexFunc(made, func(g hsm.Generated) bool { return g.Label == k.Label }); i >= 0 {
+				g = made[i]
+			} else if !found {
+				continue // it failed
+			}
+			ob, kerr := r.take(k.Role, h, g)
+			if kerr != nil {
+				return nil, errors.Join(err, kerr)
+			}
+			ob["found"] = number(found)
+			out = append(out, ob)
+		}
+		return audit.Object{"keys": out}, err
+	})
+}
+
+// take remembers a key that was generated, and returns what is recorded of it.
+func (r *run) take(role Role, h *holder, g hsm.Generated) (audit.Object, error) {
+	spki, err := x509.MarshalPKIXPublicKey(g.Public)
+	if err != nil {
+		return nil, err
+	}
+	h.made = append(h.made, g)
+	r.keys[role] = &madeKey{Generated: g, on: h.plan.On}
+	k := KeyResult{Purpose: string(g.Purpose), Label: g.Label, ID: hex.EncodeToString(g.ID), SPKI: transcript.Digest(spki), Algorithm: string(g.Algorithm)}
+	if string(role) != k.Purpose {
+		k.Role = string(role)
+	}
+	r.result.Keys = append(r.result.Keys, k)
+	return audit.Object{"role": string(role), "purpose": k.Purpose, "label": k.Label, "algorithm": k.Algorithm, "id": k.ID, "spki_sha256": k.SPKI,
+		"spki": base64.StdEncoding.EncodeToString(spki), "attributes": string(g.Tier)}, nil
+}
+
+// alreadyMade finds the keys that an interrupted attempt has made: whole pairs with
+// the label and the random id that it had written down before. Anything else on the
+// token is not ours.
+func (r *run) alreadyMade(ctx context.Context, s plan.Step, h *holder, keys []plan.Key) (map[Role]hsm.Generated, error) {
+	there := map[Role]hsm.Generated{}
+	if !r.interrupted(s) {
+		return there, nil
+	}
+	err := h.withToken(ctx, func(t *hsm.Token) error {
+		objects, err := t.Objects(ctx)
+		if err != nil {
+			return err
+		}
+		ours := 0
+		for _, k := range keys {
+			n := 0
+			for _, o := range objects {
+				if o.Label == k.Label && bytes.Equal(o.ID, k.ID) {
+					n++
+				}
+			}
+			if ours += n; n == 0 {
+				continue
+			}
+			if n != 2 {
+				return &Error{Err: fmt.Errorf("the interrupted attempt left half of the key pair %q on the token", k.Label), Hint: "erase the token by the vendor's tool, and begin with an empty folder"}
+			}
+			key, err := t.Key(ctx, hsm.KeySpec{Purpose: k.Purpose, Label: k.Label, ID: k.ID})
+			if err != nil {
+				return err
+			}
+			if key.Algorithm() != k.Algorithm {
+				return fmt.Errorf("the key %q on the token is %s", k.Label, key.Algorithm())
+			}
+			there[k.Role] = hsm.Generated{KeyPlan: k.KeyPlan, Public: key.Public(), Tier: hsm.Required}
+		}
+		if ours != len(objects) {
+			return &Error{Err: fmt.Errorf("the token has %d objects, %d of which are not of this ceremony", len(objects), len(objects)-ours), Hint: "find out whose they are; erase the token, and begin with an empty folder"}
+		}
+		return nil
+	})
+	return there, err
+}
+
+// open opens the token of a key, on a module that is loaded once for all of them.
+func (r *run) open(ctx context.Context, on plan.On) (*hsm.Token, error) {
+	h := r.holders[on]
+	if h.token != nil {
+		return h.token, nil
+	}
+	if h.left {
+		return nil, fmt.Errorf("the %s token was taken away", on)
+	}
+	m, err := r.modules[h.plan.Module], error(nil)
+	if m == nil {
+		if m, err = hsm.Load(h.plan.Module); err != nil {
+			return nil, err
+		}
+		r.modules[h.plan.Module] = m
+	}
+	h.token, err = m.Open(ctx, h.config())
+	return h.token, err
+}
+
+// key finds a key on its token; its attributes are read, and its public half
+// compared with what was generated.
+func (r *run) key(ctx context.Context, role Role) (*hsm.Key, error) {
+	k := r.keys[role]
+	if k.key != nil {
+		return k.key, nil
+	}
+	token, err := r.open(ctx, k.on)
+	if err != nil {
+		return nil, err
+	}
+	key, err := token.Key(ctx, hsm.KeySpec{Purpose: k.Purpose, Label: k.Label, ID: k.ID})
+	if err != nil {
+		return nil, err
+	}
+	if e, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !e.Equal(k.Public) {
+		return nil, errors.New("the token has another public key under this name than it generated")
+	}
+	k.key = key
+	return key, nil
+}
+
+// readBack asks the token for every attribute of a key.
+func (r *run) readBack(ctx context.Context, s plan.Step, role Role) error {
+	g := r.keys[role].Generated
+	return r.step(s, "attributes of "+g.Label+" as they must be", audit.Object{"purpose": string(g.Purpose), "label": g.Label}, func() (audit.Object, error) {
+		key, err := r.key(ctx, role)
+		if err != nil {
+			if e, ok := errors.AsType[*hsm.AttributeError](err); ok {
+				return audit.Object{"attributes": findings(e.Differences)}, err
+			}
+			return nil, err
+		}
+		return audit.Object{"attributes": findings(key.Findings())}, nil
+	})
+}
+
+func findings(all []hsm.Finding) []any {
+	var out []any
+	for _, f := range all {
+		state := "as wanted"
+		switch {
+		case !f.Supported:
+			state = "not told"
+		case !f.OK:
+			state = "different"
+		}
+		out = append(out, audit.Object{"attribute": f.Attribute, "tier": string(f.Tier), "want": f.Want, "got": f.Got, "state": state})
+	}
+	return out
+}
+
+// prove tries what a key must not do.
+func (r *run) prove(ctx context.Context, s plan.Step, role Role) error {
+	g := r.keys[role].Generated
+	return r.step(s, "proofs of "+g.Label+" hold", audit.Object{"purpose": string(g.Purpose), "label": g.Label}, func() (audit.Object, error) {
+		key, err := r.key(ctx, role)
+		if err != nil {
+			return nil, err
+		}
+		proofs, err := r.holders[r.keys[role].on].token.Prove(ctx, key)
+		var out []any
+		for _, p := range proofs {
+			state := "holds"
+			if !p.Holds {
+				state = "does not hold"
+			}
+			out = append(out, audit.Object{"proof": p.Name, "tried": p.Tried, "answer": p.Code.String(), "say": p.Say, "state": state})
+		}
+		return audit.Object{"proofs": out}, err
+	})
+}

@@ -1,0 +1,63 @@
+package plan
+
+import "slices"
+
+// A Step is one step of a ceremony: its records have the event "ceremony." and
+// Name, and Of in their field "of".
+type Step struct {
+	Name string
+	Of   string // the role of a key or certificate, or the name of a token; "" for a step of the whole
+}
+
+// String returns both.
+func (s Step) String() string {
+	if s.Of == "" {
+		return s.Name
+	}
+	return s.Name + " " + s.Of
+}
+
+// The names of steps.
+const (
+	StepEnvironment = "environment"  // what the ceremony runs on
+	StepToken       = "token"        // a token is selected, or initialized
+	StepPIN         = "pin"          // its PIN is set and tried, and it is empty
+	StepKeys        = "keys"         // its keys are generated
+	StepReadBack    = "readback"     // a key's attributes are read
+	StepProofs      = "proofs"       // what a key must not do is tried
+	StepLint        = "lint"         // the draft of a certificate is looked at
+	StepCertificate = "certificate"  // and signed
+	StepLeave       = "leave"        // a token is closed before the others, to be taken away
+	StepOperatorKey = "operator-key" // a software key of the operators
+	StepSecrets     = "secrets"      // the key of the challenges' tags
+	StepDescribe    = "describe"     // the file for the service's configuration
+	StepClose       = "close"        // the last look, and the end
+)
+
+// Steps lists what a ceremony by this plan does, in order.
+func (p Plan) Steps() []Step {
+	out := []Step{{StepEnvironment, ""}}
+	for _, t := range p.Tokens {
+		for _, name := range []string{StepToken, StepPIN, StepKeys} {
+			out = append(out, Step{name, string(t.On)})
+		}
+	}
+	for _, name := range []string{StepReadBack, StepProofs} {
+		for _, k := range p.Keys {
+			out = append(out, Step{name, string(k.Role)})
+		}
+	}
+	for _, c := range p.Certificates {
+		out = append(out, Step{StepLint, string(c.Role)}, Step{StepCertificate, string(c.Role)})
+		if c.Role == RoleCA && p.HasRoot() {
+			out = append(out, Step{StepLeave, string(Root)})
+		}
+	}
+	for _, c := range p.Operators {
+		out = append(out, Step{StepOperatorKey, string(c.Role)}, Step{StepLint, string(c.Role)}, Step{StepCertificate, string(c.Role)})
+	}
+	return append(out, Step{StepSecrets, ""}, Step{StepDescribe, ""}, Step{StepClose, ""})
+}
+
+// Index returns where a step stands in a list, or -1.
+func Index(steps []Step, s Step) int { return slices.Index(steps, s) }
