@@ -10,7 +10,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"postern-ceremony": main})
+	testscript.Main(m, map[string]func(){"postern-ceremony": main, "ceremony-that-stops": stopping})
 }
 
 func TestScript(t *testing.T) {

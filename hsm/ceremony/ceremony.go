@@ -42,12 +42,14 @@ import (
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
 
-// What a plan has, under the names that it has here.
-type (
-	Plan  = plan.Plan
-	Role  = plan.Role
-	Class = plan.Class
-)
+// Plan is [plan.Plan].
+type Plan = plan.Plan
+
+// Role is [plan.Role].
+type Role = plan.Role
+
+// Class is [plan.Class].
+type Class = plan.Class
 
 // ErrUnattended says that a plan of class production was to run without a person.
 var ErrUnattended = errors.New("a production plan needs a person at a terminal")

@@ -65,7 +65,7 @@ func checkOutput(dir string) (output, error) {
 	case err != nil:
 		return output{}, fmt.Errorf("%w: %w", ErrOutput, err)
 	case len(entries) > 0:
-		return output{}, fmt.Errorf("%w: %q is in %s", ErrOutput, entries[0].Name(), abs)
+		return output{dir: abs}, fmt.Errorf("%w: %q is in %s", ErrOutput, entries[0].Name(), abs)
 	}
 	return output{dir: abs}, nil
 }

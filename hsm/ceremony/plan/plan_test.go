@@ -144,6 +144,35 @@ func TestParsePlanRefuses(t *testing.T) {
 	}
 }
 
+func TestTwoTokensAreTwo(t *testing.T) {
+	text := script(t, "two-tier-offline-root.yaml")
+	for name, tt := range map[string]struct{ old, repl, path, say string }{
+		"no root":                      {"kind: offline-root", "kind: offline-root # ", "root", ""},
+		"a root of a self-signed plan": {"kind: offline-root", "kind: self-signed", "root", "alone"},
+		"an unknown kind":              {"kind: offline-root", "kind: ofline-root", "kind", "none of"},
+		"one label":                    {"label: postern-root", "label: postern-service", "root.token.label", "too"},
+		"a CA that outlives its root":  {"validity: 20y", "validity: 9y", "certificates.ca.validity", "outlive"},
+		"the root's subject again":     {"CN=Example Root,", "CN=Example Device CA,", "certificates.ca.subject", "another"},
+		"a root without a serial":      {"new: true, label: postern-root", "label: postern-root", "root.token.serial", "missing"},
+		"a root key for the audit log": {"label: root, algorithm: P-384", "label: root, algorithm: ed25519", "root.key.algorithm", "none of"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			changed := strings.Replace(text, tt.old, tt.repl, 1)
+			if name == "no root" {
+				from, to := strings.Index(changed, "root:\n"), strings.Index(changed, "keys:\n")
+				changed, tt.say = changed[:from]+changed[to:], "is missing"
+			}
+			if _, err := plan.Parse([]byte(changed)); changed == text || !hasFault(err, tt.path, tt.say) {
+				t.Errorf("Parse: %v; want %s: %s", err, tt.path, tt.say)
+			}
+		})
+	}
+	same := strings.NewReplacer("  new: true\n  label: postern-service", "  serial: '12'", "new: true, label: postern-root", "serial: '12'").Replace(text)
+	if _, err := plan.Parse([]byte(same)); !hasFault(err, "root.token.serial", "not offline") {
+		t.Errorf("one serial for both: %v", err)
+	}
+}
+
 func TestAllFaultsAreToldAtOnceByTheirPlaces(t *testing.T) {
 	text := strings.NewReplacer("class: test", "classe: test", "label: ra-sign", "lable: ra-sign", "90d", "90x").Replace(script(t, "demo.yaml"))
 	_, err := plan.Parse([]byte(text))
@@ -197,6 +226,7 @@ func FuzzParsePlan(f *testing.F) {
 	demo := script(f, "demo.yaml")
 	f.Add([]byte(demo))
 	f.Add([]byte(script(f, "self-signed.yaml")))
+	f.Add([]byte(script(f, "two-tier-offline-root.yaml")))
 	f.Add([]byte(strings.ReplaceAll(demo, "{", "[")))
 	f.Add([]byte("a: &a [*a, *a]\n"))
 	f.Add([]byte("? {a: b}\n: c\n"))

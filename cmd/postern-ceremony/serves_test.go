@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/postern-pki/postern/test/site"
+)
+
+// What a ceremony with a root on another token leaves is what the service needs:
+// it starts, tells devices the whole chain, and a device enrolls below it.
+func TestTheServiceRunsOnATwoTierCeremony(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	root, err := site.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin, end, err := site.Build(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	s, out, err := site.Make(ctx, filepath.Join(t.TempDir(), "site"), site.Options{
+		Bin: bin, Plan: filepath.Join(root, "hsm/ceremony/scripts/two-tier-offline-root.yaml"),
+		Profiles: strings.ReplaceAll(site.Profiles, "issuer: demo", "issuer: two-tier-offline-root"), DevicePort: "0", OperatorPort: "0",
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := s.Start(ctx); err != nil {
+		t.Fatalf("%v\n%s", err, s.Tail())
+	}
+	defer func() {
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	c, err := s.NewChallenge(ctx, "demo", "CN=two-tier.demo.example,O=Example Corp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url, err := s.URL(ctx, "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fingerprint, err := s.Fingerprint(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "challenge")
+	if err := os.WriteFile(secret, []byte(c.Challenge), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := filepath.Join(dir, "got")
+	if said, errOut, code := s.Postern(ctx, nil, "scep", "enroll", "--url", url, "--tls-ca", s.Path("ceremony", "root.pem"), "--ca-fingerprint", fingerprint,
+		"--subject", "CN=two-tier.demo.example,O=Example Corp", "--challenge-file", secret, "--out", got); code != 0 {
+		t.Fatalf("enroll: %d %s\n%s", code, said, errOut)
+	}
+	files, err := filepath.Glob(filepath.Join(got, "*.pem"))
+	if err != nil {
+		t.Fatal(files, err)
+	}
+	if said, errOut, code := site.Run(ctx, nil, "openssl", "verify", "-x509_strict", "-CAfile", s.Path("ceremony", "root.pem"), "-untrusted", s.Path("ceremony", "ca.pem"), filepath.Join(got, "cert.pem")); code != 0 {
+		t.Errorf("openssl verify: %s%s; there is %v", said, errOut, files)
+	}
+	client, err := s.Device(ctx, "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(client.CA.Chain); n == 0 {
+		t.Errorf("devices are told a chain of %d certificates above the CA", n)
+	}
+}
