@@ -14,6 +14,7 @@ import (
 
 	"github.com/postern-pki/postern/hsm/ceremony"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
+	"github.com/postern-pki/postern/hsm/ceremony/words"
 )
 
 func rehearseCommand(p *printer) *cobra.Command {
@@ -186,5 +187,8 @@ func perform(ctx context.Context, p *printer, plan ceremony.Plan, o ceremony.Opt
 	p.line("keys and files for the configuration: %s", r.KeysFile)
 	p.line("transcript: %s, %d records", r.Transcript, r.Records)
 	p.line("keep this, the transcript's SHA-256: %s", r.Digest)
+	for _, l := range words.OfHex(r.Digest) {
+		p.line("        %s", l)
+	}
 	return p.value(r)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/postern-pki/postern/hsm/ceremony"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
+	"github.com/postern-pki/postern/hsm/ceremony/words"
 )
 
 // The exit statuses.
@@ -122,7 +123,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usagef("the commands are check, rehearse, run and verify; postern-ceremony --help explains them", "unknown command %q", args[0])
+				return usagef("the commands are check, script, rehearse, run, verify and report; postern-ceremony --help explains them", "unknown command %q", args[0])
 			}
 			return nil
 		},
@@ -143,7 +144,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usagef(c.CommandPath()+" --help lists the flags; a PIN is never one", "%w", err)
 	})
-	root.AddCommand(checkCommand(p), rehearseCommand(p), runCommand(p), verifyCommand(p))
+	root.AddCommand(checkCommand(p), scriptCommand(), rehearseCommand(p), runCommand(p), verifyCommand(p), reportCommand())
 	return root
 }
 
@@ -175,6 +176,7 @@ type checked struct {
 	Class        ceremony.Class `json:"class"`
 	Kind         plan.Kind      `json:"kind"`
 	SHA256       string         `json:"sha256"`
+	Words        []string       `json:"words"` // of the digest, to be read aloud
 	Token        string         `json:"token"`
 	RootToken    string         `json:"root_token,omitempty"`
 	Keys         []checkedKey   `json:"keys"`
@@ -205,6 +207,9 @@ func checkCommand(p *printer) *cobra.Command {
 			c := describe(plan)
 			p.line("plan %s, class %s, kind %s", c.Plan, c.Class, c.Kind)
 			p.line("SHA-256 %s", c.SHA256)
+			for _, l := range c.Words {
+				p.line("        %s", l)
+			}
 			p.line("token: %s", c.Token)
 			if c.RootToken != "" {
 				p.line("the root's token: %s", c.RootToken)
@@ -224,7 +229,7 @@ func checkCommand(p *printer) *cobra.Command {
 }
 
 func describe(p ceremony.Plan) checked {
-	c := checked{Plan: p.Name, Class: p.Class, Kind: p.Kind, SHA256: p.Digest(), Warnings: p.Warnings()}
+	c := checked{Plan: p.Name, Class: p.Class, Kind: p.Kind, SHA256: p.Digest(), Words: words.OfHex(p.Digest()), Warnings: p.Warnings()}
 	c.Token = tokenWords(p.Token(plan.Service))
 	if p.HasRoot() {
 		c.RootToken = tokenWords(p.Token(plan.Root))
@@ -270,6 +275,9 @@ func verifyCommand(p *printer) *cobra.Command {
 			}
 			p.line("plan %s, SHA-256 %s", r.Plan, r.PlanSHA256)
 			p.line("transcript SHA-256 %s", r.Digest)
+			for _, l := range words.OfHex(r.Digest) {
+				p.line("        %s", l)
+			}
 			p.line("Compare both digests with those that were kept at the ceremony.")
 			return p.value(r)
 		},
