@@ -283,20 +283,30 @@ func (m *Module) InitToken(ctx context.Context, slot Slot, label string, so PIN)
 // refuses a token that has one, and makes one attempt with the officer's PIN: none
 // (ErrPINCount) where the token counts failed ones, and ErrPIN if it was refused.
 func (m *Module) InitPIN(ctx context.Context, slot Slot, so, user PIN) error {
+	return m.officerSets(ctx, slot, so, user, false)
+}
+
+// ResetPIN sets a new user PIN on a token that has one, which may be locked, as
+// its security officer; else it is as InitPIN.
+func (m *Module) ResetPIN(ctx context.Context, slot Slot, so, user PIN) error {
+	return m.officerSets(ctx, slot, so, user, true)
+}
+
+func (m *Module) officerSets(ctx context.Context, slot Slot, so, user PIN, again bool) error {
 	// Read now: by the time that the module answers, a caller who stopped waiting
 	// may have wiped them, and what is left would be tried, and set.
 	officer, pin := so.reveal(), user.reveal()
-	_, err := bounded(ctx, m, "set user PIN", func() (struct{}, error) { return struct{}{}, m.initPIN(slot.ID, officer, pin) })
+	_, err := bounded(ctx, m, "set user PIN", func() (struct{}, error) { return struct{}{}, m.initPIN(slot.ID, officer, pin, again) })
 	return err
 }
 
-func (m *Module) initPIN(id uint, officer, pin string) (err error) {
+func (m *Module) initPIN(id uint, officer, pin string, again bool) (err error) {
 	s, err := m.slot(id)
 	if err != nil {
 		return err
 	}
-	if s.UserPINSet {
-		return errors.New("the token has a user PIN; nothing was changed")
+	if s.UserPINSet != again {
+		return fmt.Errorf("whether the token has a user PIN is %t; nothing was changed", s.UserPINSet)
 	}
 	if s.SOCountLow || s.SOLocked {
 		return ErrPINCount

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postern-pki/postern/hsm/ceremony"
+	"github.com/postern-pki/postern/hsm/ceremony/pins"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/words"
 )
@@ -48,16 +49,16 @@ func (f *pinFlags) add(c *cobra.Command) {
 }
 
 // source returns the one source that was named; without one, the terminal.
-func (f *pinFlags) source(twice, terminal bool) (ceremony.PINSource, error) {
-	var named []ceremony.PINSource
+func (f *pinFlags) source(twice, terminal bool) (pins.Source, error) {
+	var named []pins.Source
 	if f.file != "" {
-		named = append(named, ceremony.PINFromFile(f.file))
+		named = append(named, pins.FromFile(f.file))
 	}
 	if f.fd >= 0 {
-		named = append(named, ceremony.PINFromFD(f.fd))
+		named = append(named, pins.FromFD(f.fd))
 	}
 	if f.credential != "" {
-		named = append(named, ceremony.PINFromCredential(f.credential))
+		named = append(named, pins.FromCredential(f.credential))
 	}
 	hint := fmt.Sprintf("--%[1]s-file F, --%[1]s-fd N or --%[1]s-credential NAME, or a terminal to ask at", f.prefix)
 	switch {
@@ -66,16 +67,16 @@ func (f *pinFlags) source(twice, terminal bool) (ceremony.PINSource, error) {
 	case len(named) == 1:
 		return named[0], nil
 	case !terminal:
-		return func(context.Context) (ceremony.GivenPIN, error) {
-			return ceremony.GivenPIN{}, usagef(hint, "there is no terminal to ask for it at")
+		return func(context.Context) (pins.Given, error) {
+			return pins.Given{}, usagef(hint, "there is no terminal to ask for it at")
 		}, nil
 	}
-	return ceremony.PINFromTerminal(f.what, twice), nil
+	return pins.FromTerminal(f.what, twice), nil
 }
 
 func runCommand(p *printer) *cobra.Command {
 	var o ceremony.Options
-	pins := []*pinFlags{
+	sources := []*pinFlags{
 		{prefix: "pin", what: "the user PIN"},
 		{prefix: "so-pin", what: "the security officer's PIN"},
 		{prefix: "root-pin", what: "the user PIN of the root's token"},
@@ -98,12 +99,12 @@ func runCommand(p *printer) *cobra.Command {
 			if script.Class == plan.Test {
 				o.Confirm = nil // the plan itself says that nothing depends on it
 			}
-			for i, dst := range []*ceremony.PINSource{&o.PIN, &o.SOPIN, &o.RootPIN, &o.RootSOPIN} {
+			for i, dst := range []*pins.Source{&o.PIN, &o.SOPIN, &o.RootPIN, &o.RootSOPIN} {
 				on := plan.Service
 				if i >= 2 {
 					on = plan.Root
 				}
-				if *dst, err = pins[i].source(script.Token(on).New, terminal); err != nil {
+				if *dst, err = sources[i].source(script.Token(on).New, terminal); err != nil {
 					return err
 				}
 			}
@@ -111,7 +112,8 @@ func runCommand(p *printer) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&o.Out, "out", "", "folder for what comes out: absent, empty, or that of the interrupted ceremony")
-	for _, f := range pins {
+	c.Flags().StringVar(&o.Certificate, "certificate", "", "file with the certificate of our CA key that was made elsewhere or before, and those above it")
+	for _, f := range sources {
 		f.add(c)
 	}
 	return c
@@ -171,6 +173,10 @@ func perform(ctx context.Context, p *printer, plan ceremony.Plan, o ceremony.Opt
 	if err != nil {
 		return err
 	}
+	if r.Waiting != "" {
+		p.line("have %s signed, and compare its SHA-256 with whoever signs it", r.Waiting)
+		p.line("then run the same plan again, with the same --out and --certificate FILE")
+	}
 	p.line("token %q, serial %s", r.TokenLabel, r.TokenSerial)
 	if r.RootSerial != "" {
 		p.line("the root's token, serial %s: keep it apart from the service", r.RootSerial)
@@ -184,7 +190,9 @@ func perform(ctx context.Context, p *printer, plan ceremony.Plan, o ceremony.Opt
 	if r.PINFile != "" {
 		p.line("the PIN is in %s; SOFTHSM2_CONF=%s finds the token", r.PINFile, r.SoftHSM2Conf)
 	}
-	p.line("keys and files for the configuration: %s", r.KeysFile)
+	if r.KeysFile != "" {
+		p.line("keys and files for the configuration: %s", r.KeysFile)
+	}
 	p.line("transcript: %s, %d records", r.Transcript, r.Records)
 	p.line("keep this, the transcript's SHA-256: %s", r.Digest)
 	for _, l := range words.OfHex(r.Digest) {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-pki/postern/hsm/ceremony"
+	"github.com/postern-pki/postern/hsm/ceremony/pins"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
@@ -45,9 +46,9 @@ func newDesk(t *testing.T, script string) *desk {
 	d := &desk{dir: t.TempDir(), script: script}
 	d.out = filepath.Join(d.dir, "out")
 	d.args = []string{"run", script, "--out", d.out}
-	pins := t.TempDir()
+	kept := t.TempDir()
 	for name, pin := range canaries() {
-		path := filepath.Join(pins, name)
+		path := filepath.Join(kept, name)
 		if err := os.WriteFile(path, []byte(pin), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -124,12 +125,12 @@ func stopping() {
 		panic(err)
 	}
 	var o ceremony.Options
-	flags := map[string]*ceremony.PINSource{"--pin-file": &o.PIN, "--so-pin-file": &o.SOPIN, "--root-pin-file": &o.RootPIN, "--root-so-pin-file": &o.RootSOPIN}
+	flags := map[string]*pins.Source{"--pin-file": &o.PIN, "--so-pin-file": &o.SOPIN, "--root-pin-file": &o.RootPIN, "--root-so-pin-file": &o.RootSOPIN}
 	args := os.Args[1:]
 	p, err := readPlan(args[1])
 	for i := 2; i+1 < len(args); i += 2 {
 		if dst := flags[args[i]]; dst != nil {
-			*dst = ceremony.PINFromFile(args[i+1])
+			*dst = pins.FromFile(args[i+1])
 		} else {
 			o.Out = args[i+1]
 		}

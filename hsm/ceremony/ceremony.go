@@ -38,6 +38,7 @@ import (
 
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/pins"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
@@ -88,11 +89,15 @@ type Options struct {
 	Rehearse bool   // on a throw-away SoftHSM token inside Out
 	SoftHSM  string // the module for a rehearsal; "" for the plan's own if that is SoftHSM, else the usual place
 
-	PIN   PINSource // the user PIN: a new token's, or an existing one's; unused in a rehearsal
-	SOPIN PINSource // the security officer's PIN of a new token
+	PIN   pins.Source // the user PIN: a new token's, or an existing one's; unused in a rehearsal
+	SOPIN pins.Source // the security officer's PIN of a new token
 
-	RootPIN   PINSource // the same of the root's token, if the plan has one
-	RootSOPIN PINSource
+	RootPIN   pins.Source // the same of the root's token, if the plan has one
+	RootSOPIN pins.Source
+
+	// Certificate is a file with the certificate of our CA key, and those above it, in
+	// PEM: what an outside CA has issued, or what the kept key of a change has.
+	Certificate string
 
 	Confirm  func(ctx context.Context, i Intention) error // asks a person; needed for production
 	Progress func(step, say string)                       // is told of each step that is done; nil for none
@@ -135,6 +140,7 @@ type Result struct {
 	Keys         []KeyResult         `json:"keys"`
 	Certificates []CertificateResult `json:"certificates"`
 	KeysFile     string              `json:"keys_file"`
+	Waiting      string              `json:"waiting,omitempty"` // the request to be signed elsewhere before the ceremony goes on
 	Transcript   string              `json:"transcript"`
 	Records      uint64              `json:"records"`
 	Digest       string              `json:"transcript_sha256"` // to be kept by people
@@ -153,6 +159,7 @@ type run struct {
 	modules map[string]*hsm.Module // loaded when all keys are there
 	keys    map[Role]*madeKey
 	certs   map[Role]*x509.Certificate
+	chain   []*x509.Certificate // above a CA that was signed elsewhere
 	signers map[Role]*authority
 	drafts  map[Role]draft // looked at, and not signed yet
 	before  transcript.History
@@ -217,6 +224,10 @@ func (r *run) perform(ctx context.Context) error {
 	r.stopped = ctx.Err
 	ctx = context.WithoutCancel(ctx) // a call into the module is never left halfway; each has a deadline of its own
 	for _, s := range r.plan.Steps()[r.first:] {
+		if s.Name == plan.StepReceive && r.opts.Certificate == "" && r.plan.Kind == plan.OutsideCA {
+			r.result.Waiting = r.out.path(RequestFile)
+			break
+		}
 		if err := r.do(ctx, s); err != nil {
 			return r.hint(s, err)
 		}
@@ -248,6 +259,12 @@ func (r *run) do(ctx context.Context, s plan.Step) error {
 		return r.look(ctx, s, role)
 	case plan.StepCertificate:
 		return r.issue(ctx, s, role)
+	case plan.StepUnlock:
+		return r.unlock(ctx, s, r.holders[on])
+	case plan.StepRequest:
+		return r.request(ctx, s, role)
+	case plan.StepReceive:
+		return r.receive(ctx, s, role)
 	case plan.StepLeave:
 		return r.leave(ctx, s, r.holders[on])
 	case plan.StepOperatorKey:

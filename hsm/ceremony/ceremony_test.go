@@ -24,6 +24,7 @@ import (
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/hsm/ceremony"
+	"github.com/postern-pki/postern/hsm/ceremony/pins"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/test/softhsm"
 )
@@ -76,9 +77,9 @@ func rehearse(tb testing.TB, p ceremony.Plan) ceremony.Result {
 }
 
 // given is a source of a PIN, by way of a file.
-func given(tb testing.TB, pin string) ceremony.PINSource {
+func given(tb testing.TB, pin string) pins.Source {
 	tb.Helper()
-	return ceremony.PINFromFile(pinFile(tb, pin+"\n"))
+	return pins.FromFile(pinFile(tb, pin+"\n"))
 }
 
 func certificate(tb testing.TB, path string) *x509.Certificate {
@@ -290,29 +291,29 @@ func TestNothingIsTouchedWhenSomethingIsWrong(t *testing.T) {
 	}
 	for name, tt := range map[string]struct {
 		change   []string
-		pin, so  ceremony.PINSource
+		pin, so  pins.Source
 		confirm  func(context.Context, ceremony.Intention) error
 		want     error
 		wantText string
 	}{
 		"a production plan without a person":    {production, given(t, userPIN), given(t, officerPIN), nil, ceremony.ErrUnattended, ""},
 		"a person who does not confirm":         {production, given(t, userPIN), given(t, officerPIN), func(context.Context, ceremony.Intention) error { return context.Canceled }, context.Canceled, ""},
-		"a short PIN for production":            {production, given(t, "elevenchars"), given(t, officerPIN), yes, ceremony.ErrWeakPIN, ""},
-		"a plain PIN for production":            {production, given(t, "111111111111"), given(t, officerPIN), yes, ceremony.ErrWeakPIN, ""},
-		"a short PIN of the security officer":   {production, given(t, userPIN), given(t, "short"), yes, ceremony.ErrWeakPIN, ""},
-		"one PIN for both":                      {fresh, given(t, userPIN), given(t, userPIN), nil, ceremony.ErrWeakPIN, ""},
-		"a PIN of three characters":             {fresh, given(t, "abc"), given(t, officerPIN), nil, ceremony.ErrWeakPIN, ""},
+		"a short PIN for production":            {production, given(t, "elevenchars"), given(t, officerPIN), yes, pins.ErrWeak, ""},
+		"a plain PIN for production":            {production, given(t, "111111111111"), given(t, officerPIN), yes, pins.ErrWeak, ""},
+		"a short PIN of the security officer":   {production, given(t, userPIN), given(t, "short"), yes, pins.ErrWeak, ""},
+		"one PIN for both":                      {fresh, given(t, userPIN), given(t, userPIN), nil, pins.ErrWeak, ""},
+		"a PIN of three characters":             {fresh, given(t, "abc"), given(t, officerPIN), nil, pins.ErrWeak, ""},
 		"an empty PIN":                          {fresh, given(t, ""), given(t, officerPIN), nil, nil, "empty"},
-		"a PIN file that everybody may read":    {fresh, ceremony.PINFromFile(wide), given(t, officerPIN), nil, nil, "too open"},
-		"a descriptor that is none":             {fresh, ceremony.PINFromFD(-1), given(t, officerPIN), nil, nil, "not a descriptor"},
-		"a credential outside of its folder":    {fresh, ceremony.PINFromCredential("../x"), given(t, officerPIN), nil, nil, "plain name"},
+		"a PIN file that everybody may read":    {fresh, pins.FromFile(wide), given(t, officerPIN), nil, nil, "too open"},
+		"a descriptor that is none":             {fresh, pins.FromFD(-1), given(t, officerPIN), nil, nil, "not a descriptor"},
+		"a credential outside of its folder":    {fresh, pins.FromCredential("../x"), given(t, officerPIN), nil, nil, "plain name"},
 		"no source of a PIN":                    {fresh, nil, given(t, officerPIN), nil, nil, "no source"},
 		"a module that is not there":            {[]string{"/usr/lib/softhsm/libsofthsm2.so", "/nonexistent/module.so"}, given(t, userPIN), given(t, officerPIN), nil, fs.ErrNotExist, ""},
 		"a module that is none":                 {[]string{"/usr/lib/softhsm/libsofthsm2.so", "/etc/passwd"}, given(t, userPIN), given(t, officerPIN), nil, hsm.ErrModule, ""},
 		"a token label that is taken":           {[]string{"label: postern-demo", "label: " + tok.Label}, given(t, userPIN), given(t, officerPIN), nil, nil, "there already"},
 		"a serial that is not there":            {existing("0000000000000000"), given(t, userPIN), nil, nil, hsm.ErrNoToken, ""},
-		"a token with a key of the plan's name": {existing(full.Serial), ceremony.PINFromFile(full.PINFile(t)), nil, nil, hsm.ErrKeyExists, ""},
-		"a token with another object":           {append(existing(full.Serial), "label: audit,", "label: log,"), ceremony.PINFromFile(full.PINFile(t)), nil, nil, nil, "not empty"},
+		"a token with a key of the plan's name": {existing(full.Serial), pins.FromFile(full.PINFile(t)), nil, nil, hsm.ErrKeyExists, ""},
+		"a token with another object":           {append(existing(full.Serial), "label: audit,", "label: log,"), pins.FromFile(full.PINFile(t)), nil, nil, nil, "not empty"},
 		"a wrong PIN":                           {existing(tok.Serial), given(t, "wrong-but-long"), nil, nil, hsm.ErrPIN, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -369,7 +370,7 @@ func TestACeremonyOnATokenThatIsThere(t *testing.T) {
 	p := demo(t, "new: true\n  label: postern-demo", "serial: '"+tok.Serial+"'", "class: test", "class: production")
 	var asked ceremony.Intention
 	confirm := func(_ context.Context, i ceremony.Intention) error { asked = i; return nil }
-	r, err := ceremony.Run(t.Context(), p, ceremony.Options{Out: out, PIN: ceremony.PINFromFile(tok.PINFile(t)), Confirm: confirm})
+	r, err := ceremony.Run(t.Context(), p, ceremony.Options{Out: out, PIN: pins.FromFile(tok.PINFile(t)), Confirm: confirm})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -398,7 +399,7 @@ func TestACeremonyOnANewToken(t *testing.T) {
 	t.Setenv("CREDENTIALS_DIRECTORY", dir)
 	var said []string
 	r, err := ceremony.Run(t.Context(), demo(t, "label: postern-demo", "label: new-one"), ceremony.Options{
-		Out: out, PIN: ceremony.PINFromFD(fd), SOPIN: ceremony.PINFromCredential("pin"),
+		Out: out, PIN: pins.FromFD(fd), SOPIN: pins.FromCredential("pin"),
 		Progress: func(step, say string) { said = append(said, step+" "+say) },
 	})
 	if err != nil {

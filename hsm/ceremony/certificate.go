@@ -313,10 +313,21 @@ func isAlgorithm(pub crypto.PublicKey, want hsm.Algorithm) bool {
 // certificates looks at the recorded certificates as their drafts were looked at,
 // and verifies their signatures.
 func (v *verifier) certificates() (string, error) {
-	lints, openssl := v.named(plan.StepLint), 0
-	plans := slices.Concat(v.plan.Certificates, v.plan.Operators)
-	for i, s := range v.named(plan.StepCertificate) {
-		ob, p := s.End.Object, plans[i]
+	drafts, openssl := map[string]string{}, 0
+	for _, s := range v.steps {
+		switch s.Name {
+		case plan.StepReceive:
+			if err := v.receivedThen(s); err != nil {
+				return "", fmt.Errorf("%s: %w", s.Of, err)
+			}
+		case plan.StepLint:
+			drafts[s.Of] = s.End.Object.String("tbs_sha256")
+		}
+		if s.Name != plan.StepCertificate {
+			continue
+		}
+		ob := s.End.Object
+		p, _ := v.plan.Certificate(Role(s.Of))
 		der, err := base64.StdEncoding.DecodeString(ob.String("certificate"))
 		if err != nil || transcript.Digest(der) != ob.String("sha256") {
 			return "", fmt.Errorf("%s: the certificate has another digest", p.Role)
@@ -325,7 +336,7 @@ func (v *verifier) certificates() (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("%s: %w", p.Role, err)
 		}
-		if sum := transcript.Digest(c.RawTBSCertificate); lints[i].End.Object.String("tbs_sha256") != sum || s.Begin.Object.String("tbs_sha256") != sum {
+		if sum := transcript.Digest(c.RawTBSCertificate); drafts[s.Of] != sum || s.Begin.Object.String("tbs_sha256") != sum {
 			return "", fmt.Errorf("%s: what was signed is not what was looked at", p.Role)
 		}
 		issuer := v.certs[v.plan.Issuer(p.Role)]

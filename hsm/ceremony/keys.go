@@ -25,8 +25,9 @@ const generationDeadline = 10 * time.Minute
 // A madeKey is a key that was generated, and the key itself once it was found.
 type madeKey struct {
 	hsm.Generated
-	on  plan.On
-	key *hsm.Key
+	on   plan.On
+	spki string // of a key that was there before, what the plan says; hex
+	key  *hsm.Key
 }
 
 // generate makes a token's keys, with all their attributes said.
@@ -129,7 +130,7 @@ func (r *run) alreadyMade(ctx context.Context, s plan.Step, h *holder, keys []pl
 			}
 			there[k.Role] = hsm.Generated{KeyPlan: k.KeyPlan, Public: key.Public(), Tier: hsm.Required}
 		}
-		if ours != len(objects) {
+		if ours += 2 * len(h.keep); ours != len(objects) {
 			return &Error{Err: fmt.Errorf("the token has %d objects, %d of which are not of this ceremony", len(objects), len(objects)-ours), Hint: "find out whose they are; erase the token, and begin with an empty folder"}
 		}
 		return nil
@@ -172,6 +173,16 @@ func (r *run) key(ctx context.Context, role Role) (*hsm.Key, error) {
 	if err != nil {
 		return nil, err
 	}
+	if k.spki != "" {
+		spki, err := x509.MarshalPKIXPublicKey(key.Public())
+		if err != nil {
+			return nil, err
+		}
+		if transcript.Digest(spki) != k.spki || key.Algorithm() != k.Algorithm {
+			return nil, fmt.Errorf("the token's key %q is not the one that the plan names", k.Label)
+		}
+		k.Public = key.Public()
+	}
 	if e, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !e.Equal(k.Public) {
 		return nil, errors.New("the token has another public key under this name than it generated")
 	}
@@ -190,7 +201,11 @@ func (r *run) readBack(ctx context.Context, s plan.Step, role Role) error {
 			}
 			return nil, err
 		}
-		return audit.Object{"attributes": findings(key.Findings())}, nil
+		spki, err := x509.MarshalPKIXPublicKey(key.Public())
+		if err != nil {
+			return nil, err
+		}
+		return audit.Object{"attributes": findings(key.Findings()), "spki_sha256": transcript.Digest(spki), "spki": base64.StdEncoding.EncodeToString(spki)}, nil
 	})
 }
 
@@ -228,4 +243,34 @@ func (r *run) prove(ctx context.Context, s plan.Step, role Role) error {
 		}
 		return audit.Object{"proofs": out}, err
 	})
+}
+
+// keptKeys takes the keys that were on the token from what was read of them.
+func (v *verifier) keptKeys() error {
+	for _, s := range v.named(plan.StepReadBack) {
+		k, kept := v.plan.Kept(Role(s.Of))
+		if !kept {
+			continue
+		}
+		pub, err := publicKey(s.End.Object)
+		if err != nil {
+			return err
+		}
+		if s.End.Object.String("spki_sha256") != k.SPKI || !isAlgorithm(pub, k.Algorithm) {
+			return fmt.Errorf("key %s: it is not the one that the plan names", k.Role)
+		}
+		v.keys[k.Role] = pub
+	}
+	return nil
+}
+
+// planned returns what is planned for the key of a role, made or kept.
+func (v *verifier) planned(role Role) hsm.KeyPlan {
+	for _, k := range v.plan.Keys {
+		if k.Role == role {
+			return k.KeyPlan
+		}
+	}
+	k, _ := v.plan.Kept(role)
+	return k.KeyPlan
 }

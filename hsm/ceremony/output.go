@@ -2,6 +2,7 @@ package ceremony
 
 import (
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -25,7 +26,8 @@ const (
 	ChallengeFile  = "challenge.key" // secret; 32 random bytes
 	OperatorCAKey  = "operator-ca.key"
 	OperatorKey    = "operator.key"
-	tokenDir       = "token" // of a rehearsal alone
+	RequestFile    = "ca.csr" // for an outside CA to sign
+	tokenDir       = "token"  // of a rehearsal alone
 	confFile       = "softhsm2.conf"
 )
 
@@ -147,8 +149,10 @@ func (o *output) writeKey(name string, key any) error {
 // leaves is the file that a step leaves, and whether it is secret; "" for none.
 func leaves(s plan.Step) (name string, secret bool) {
 	switch s.Name {
-	case plan.StepCertificate:
+	case plan.StepCertificate, plan.StepReceive:
 		return Role(s.Of).File(), false
+	case plan.StepRequest:
+		return RequestFile, false
 	case plan.StepOperatorKey:
 		return operatorKeyFile(Role(s.Of)), true
 	case plan.StepSecrets:
@@ -168,8 +172,12 @@ func operatorKeyFile(r Role) string {
 
 // describe writes what the service's configuration needs to know.
 func (r *run) describe(s plan.Step) error {
+	content := r.keysFile
+	if r.plan.Changes() {
+		content = r.changedFile
+	}
 	return r.step(s, KeysFile+" written", audit.Object{"file": KeysFile}, func() (audit.Object, error) {
-		b, err := yaml.Marshal(r.keysFile())
+		b, err := yaml.Marshal(content())
 		if err != nil {
 			return nil, err
 		}
@@ -236,7 +244,7 @@ type (
 	}
 )
 
-func (r *run) keysFile() keysFile {
+func (r *run) keysFile() any {
 	pair := func(role Role) keyCert { return keyCert{Key: string(role), Certificate: role.File()} }
 	service := r.holders[plan.Service]
 	f := keysFile{
@@ -251,6 +259,9 @@ func (r *run) keysFile() keysFile {
 	if r.opts.Rehearse {
 		f.Token.PIN, f.Token.SoftHSM2Conf = &fileOf{PINFile}, filepath.Join(tokenDir, confFile)
 	}
+	for i := range r.chain {
+		f.Issuers[0].Chain = append(f.Issuers[0].Chain, chainFile(i))
+	}
 	for _, k := range r.result.Keys {
 		if k.Role == string(plan.RoleRoot) {
 			root := r.holders[plan.Root]
@@ -264,6 +275,39 @@ func (r *run) keysFile() keysFile {
 		if c.Role == plan.RoleTLS {
 			f.TLS = tlsOf{Names: c.Names.All(), Key: string(plan.RoleTLS), Certificate: plan.RoleTLS.File()}
 		}
+	}
+	return f
+}
+
+// chainFile is what stands above a CA that was signed elsewhere, the nearest first.
+func chainFile(i int) string { return fmt.Sprintf("chain-%d.pem", i+1) }
+
+// changedFile has what a change made, and the keys that are in use after it: the
+// service's configuration names other files too, which the plan does not know.
+func (r *run) changedFile() any {
+	service := r.holders[plan.Service]
+	f := struct {
+		Version      int               `yaml:"version"`
+		Plan         planOf            `yaml:"plan"`
+		Transcript   string            `yaml:"transcript"`
+		Token        tokenOf           `yaml:"token"`
+		Keys         []keyOf           `yaml:"keys"`
+		Certificates map[string]string `yaml:"certificates,omitempty"` // made by this plan
+	}{
+		Version: 1, Transcript: TranscriptFile, Plan: planOf{Name: r.plan.Name, SHA256: r.plan.Digest(), Class: r.plan.Class},
+		Token:        tokenOf{Module: service.plan.Module, Serial: service.slot.Serial, Label: service.slot.Label, SoftHSM2Conf: r.facts.softhsmConf},
+		Certificates: map[string]string{},
+	}
+	for _, k := range r.plan.Keep {
+		if !k.Retired {
+			f.Keys = append(f.Keys, keyOf{string(k.Role), KeyResult{Purpose: string(k.Purpose), Label: k.Label, ID: hex.EncodeToString(k.ID), SPKI: k.SPKI, Algorithm: string(k.Algorithm)}})
+		}
+	}
+	for _, k := range r.result.Keys {
+		f.Keys = append(f.Keys, keyOf{Name: k.Purpose, KeyResult: k})
+	}
+	for _, c := range r.plan.Certificates {
+		f.Certificates[string(c.Role)] = c.Role.File()
 	}
 	return f
 }

@@ -71,13 +71,24 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	for _, t := range r.plan.Tokens {
 		r.holders[t.On] = &holder{plan: t}
 	}
+	if r.plan.Changes() {
+		if r.opts.Rehearse {
+			return &Error{Err: errors.New("a change of a token that has keys cannot be rehearsed on an empty one"), Hint: "run it as a plan of class test, on a token with the keys of a rehearsal"}
+		}
+		r.holders[plan.Service].keep = r.plan.Keep
+		for _, k := range r.plan.Keep {
+			if !k.Retired {
+				r.keys[k.Role] = &madeKey{Generated: hsm.Generated{KeyPlan: k.KeyPlan}, on: plan.Service, spki: k.SPKI}
+			}
+		}
+	}
 	if err := r.facts.collect(ctx, r.plan); err != nil {
 		return err
 	}
 	if err := r.reopen(); err != nil { // does nothing for a new ceremony
 		return err
 	}
-	if err := r.pins(ctx); err != nil {
+	if err := r.gatherPINs(ctx); err != nil {
 		return err
 	}
 	defer func() {
@@ -117,6 +128,16 @@ func (r *run) tokensAsTheyAre(ctx context.Context) error {
 	for _, t := range r.plan.Tokens {
 		if r.isDone(plan.Step{Name: plan.StepToken, Of: string(t.On)}) || r.first > 0 && t.New {
 			continue // what an interrupted ceremony began to use is not empty any more; each step looks for itself
+		}
+		if r.plan.Kind == plan.Unlock { // its PIN may be locked: what is on it is seen afterwards
+			err := withModule(t.Module, func(m *hsm.Module) (err error) {
+				r.holders[t.On].slot, err = m.Find(ctx, t.Serial, t.Label)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			continue
 		}
 		if err := r.holders[t.On].look(context.WithoutCancel(ctx), r.plan.KeysOn(t.On)); err != nil { // as in perform
 			return err
@@ -311,8 +332,12 @@ func (h *holder) lookAtExisting(ctx context.Context, m *hsm.Module, keys []plan.
 			return &Error{Err: fmt.Errorf("%w: %s %q", hsm.ErrKeyExists, o.Class, o.Label), Hint: "a ceremony needs an empty token; nothing was changed"}
 		}
 	}
-	if len(objects) > 0 {
-		return &Error{Err: fmt.Errorf("the token is not empty: %d objects, such as %s %q", len(objects), objects[0].Class, objects[0].Label), Hint: "a ceremony needs an empty token; nothing was changed"}
+	if err := h.expected(objects); err != nil {
+		hint := "a ceremony needs an empty token; nothing was changed"
+		if len(h.keep) > 0 {
+			hint = "the plan has to name every key that is there, retired ones too; nothing was changed"
+		}
+		return &Error{Err: err, Hint: hint}
 	}
 	return nil
 }

@@ -168,6 +168,9 @@ func (r *run) leftover() ([]string, error) {
 	for _, s := range r.plan.Steps()[r.first:] {
 		name, _ := leaves(s)
 		ours[name] = true
+		for i := range maxCertificates * number(s.Name == plan.StepReceive) {
+			ours[chainFile(i)] = true
+		}
 	}
 	var out []string
 	for _, e := range entries {
@@ -194,6 +197,10 @@ func (r *run) recall(s plan.Step, ob audit.Object) error {
 		return r.recallKeys(r.holders[plan.On(s.Of)], ob.Objects("keys"))
 	case plan.StepCertificate:
 		return r.recallCertificate(Role(s.Of), ob)
+	case plan.StepRequest:
+		return r.recallFile(RequestFile, false, ob.String("sha256"))
+	case plan.StepReceive:
+		return r.recallReceived(Role(s.Of), ob)
 	case plan.StepLeave:
 		r.holders[plan.On(s.Of)].left = true
 	case plan.StepOperatorKey:
@@ -238,6 +245,30 @@ func (r *run) recallCertificate(role Role, ob audit.Object) error {
 	}
 	r.tell(role, r.certs[role])
 	return r.recallFile(role.File(), false, transcript.Digest(certificatePEM(der)))
+}
+
+func (r *run) recallReceived(role Role, ob audit.Object) error {
+	var all []*x509.Certificate
+	for _, text := range ob.Strings("chain") {
+		der, err := base64.StdEncoding.DecodeString(text)
+		if err != nil {
+			return err
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		all = append(all, c)
+	}
+	if len(all) == 0 {
+		return errors.New("there is no certificate in its record")
+	}
+	r.adopt(role, all)
+	err := r.recallFile(role.File(), false, transcript.Digest(certificatePEM(all[0].Raw)))
+	for i, c := range r.chain {
+		err = errors.Join(err, r.recallFile(chainFile(i), false, transcript.Digest(certificatePEM(c.Raw))))
+	}
+	return err
 }
 
 // recallFile compares a file with what was recorded of it; of a secret one,

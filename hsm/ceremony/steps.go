@@ -93,6 +93,9 @@ func (r *run) public(role Role) crypto.PublicKey {
 func (r *run) above(role Role) (out []*x509.Certificate) {
 	for {
 		issuer := r.plan.Issuer(role)
+		if issuer == plan.RoleOutside {
+			return append(out, r.chain...)
+		}
 		if out = append(out, r.certs[issuer]); issuer == role || issuer == r.plan.Issuer(issuer) {
 			return out
 		}
@@ -110,6 +113,11 @@ func (r *run) look(ctx context.Context, s plan.Step, role Role) error {
 		a, err := r.authority(ctx, r.plan.Issuer(role))
 		if err != nil {
 			return nil, err
+		}
+		if k := r.keys[role]; k != nil {
+			if _, err := r.key(ctx, role); err != nil { // a kept one's public half is read from the token
+				return nil, err
+			}
 		}
 		pub := r.public(role)
 		var d draft

@@ -10,6 +10,7 @@ import (
 
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/pins"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 )
 
@@ -17,9 +18,10 @@ import (
 type holder struct {
 	plan  plan.Token
 	slot  hsm.Slot
-	pin   GivenPIN
-	so    GivenPIN
-	text  []byte // a generated PIN, to be written to its file
+	pin   pins.Given
+	so    pins.Given
+	text  []byte      // a generated PIN, to be written to its file
+	keep  []plan.Kept // what has to be on it already
 	made  []hsm.Generated
 	ids   map[string][]byte // by label, what an interrupted generation had planned
 	token *hsm.Token        // open once all keys are there
@@ -123,7 +125,10 @@ func (r *run) setPIN(ctx context.Context, s plan.Step, h *holder) error {
 	begin := audit.Object{"source": h.pin.Source, "new": number(h.plan.New)}
 	file := h.pinFile()
 	if h.text != nil {
-		begin["bits"], begin["file"] = 8*generatedBytes, file
+		begin["bits"], begin["file"] = 8*pins.GeneratedBytes, file
+	}
+	if h.plan.New {
+		begin["so_source"] = h.so.Source
 	}
 	return r.step(s, "PIN from "+h.pin.Source, begin, func() (audit.Object, error) {
 		if h.text != nil {
@@ -146,8 +151,8 @@ func (r *run) setPIN(ctx context.Context, s plan.Step, h *holder) error {
 			objects, err = t.Objects(ctx)
 			return err
 		})
-		if err == nil && len(objects) > 0 {
-			err = fmt.Errorf("the token is not empty: it has %d objects", len(objects))
+		if err == nil {
+			err = h.expected(objects)
 		}
 		return audit.Object{"objects": len(objects)}, err
 	})
@@ -180,6 +185,52 @@ func (h *holder) withToken(ctx context.Context, f func(t *hsm.Token) error) erro
 	return errors.Join(f(t), t.Close())
 }
 
+// expected wants the pairs of the keys that were there and of those that were made
+// on the token, each once, and nothing else.
+func (h *holder) expected(objects []hsm.Object) error {
+	want := map[string]int{}
+	add := func(k hsm.KeyPlan) {
+		for _, class := range []string{"private key", "public key"} {
+			want[class+" "+k.Label+" "+hex.EncodeToString(k.ID)]++
+		}
+	}
+	for _, k := range h.keep {
+		add(k.KeyPlan)
+	}
+	for _, g := range h.made {
+		add(g.KeyPlan)
+	}
+	if len(want) == 0 && len(objects) > 0 {
+		return fmt.Errorf("the token is not empty: it has %d objects, such as %s %q", len(objects), objects[0].Class, objects[0].Label)
+	}
+	for _, o := range objects {
+		name := o.Class + " " + o.Label + " " + hex.EncodeToString(o.ID)
+		if want[name]--; want[name] < 0 {
+			return fmt.Errorf("the token has a %s %q, id %x, that is not expected there", o.Class, o.Label, o.ID)
+		}
+	}
+	for name, n := range want {
+		if n > 0 {
+			return fmt.Errorf("the token has no %s", name)
+		}
+	}
+	return nil
+}
+
+// unlock has the security officer set a new user PIN on a token that has one.
+func (r *run) unlock(ctx context.Context, s plan.Step, h *holder) error {
+	return r.step(s, "new user PIN set", audit.Object{"source": h.pin.Source, "so_source": h.so.Source}, func() (audit.Object, error) {
+		err := withModule(h.plan.Module, func(m *hsm.Module) error {
+			slot, err := m.Find(ctx, h.slot.Serial, h.slot.Label)
+			if err != nil {
+				return err
+			}
+			return m.ResetPIN(ctx, slot, h.so.PIN, h.pin.PIN)
+		})
+		return audit.Object{"locked": number(h.slot.Locked), "count_low": number(h.slot.CountLow)}, err
+	})
+}
+
 // inventory lists what is on a token and closes it: two objects for each key.
 func (h *holder) inventory(ctx context.Context) ([]any, error) {
 	objects, err := h.token.Objects(ctx)
@@ -190,8 +241,8 @@ func (h *holder) inventory(ctx context.Context) ([]any, error) {
 	for _, o := range objects {
 		there = append(there, audit.Object{"class": o.Class, "label": o.Label, "id": hex.EncodeToString(o.ID)})
 	}
-	if want := 2 * len(h.made); len(objects) != want {
-		return there, fmt.Errorf("the token has %d objects and should have %d", len(objects), want)
+	if err := h.expected(objects); err != nil {
+		return there, err
 	}
 	err = h.token.Close()
 	h.token, h.left = nil, true
@@ -207,4 +258,76 @@ func (r *run) leave(ctx context.Context, s plan.Step, h *holder) error {
 		there, err := h.inventory(ctx)
 		return audit.Object{"objects": there}, err
 	})
+}
+
+// gatherPINs gets the PINs that the steps to come need, and refuses weak ones while
+// nothing depends on them yet.
+func (r *run) gatherPINs(ctx context.Context) error {
+	for _, t := range r.plan.Tokens {
+		h := r.holders[t.On]
+		if h.left {
+			continue
+		}
+		if err := r.pinsOf(ctx, h); err != nil {
+			return err
+		}
+	}
+	return r.apart()
+}
+
+func (r *run) pinsOf(ctx context.Context, h *holder) (err error) {
+	if r.opts.Rehearse {
+		if h.pin, h.text, err = pins.Generate(); err != nil {
+			return err
+		}
+		var forgotten []byte // nobody resets the PIN of a throw-away token
+		h.so, forgotten, err = pins.Generate()
+		clear(forgotten)
+		return err
+	}
+	user, officer, of := r.opts.PIN, r.opts.SOPIN, ""
+	if h.plan.On == plan.Root {
+		user, officer, of = r.opts.RootPIN, r.opts.RootSOPIN, " of the root's token"
+	}
+	get := func(dst *pins.Given, from pins.Source, what string) error {
+		if from == nil {
+			return fmt.Errorf("no source for %s is given", what)
+		}
+		p, err := from(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		*dst = p
+		if err := p.Strong(what, r.plan.Class == plan.Production); err != nil {
+			return &Error{Err: err, Hint: "choose another one; it is not changed later"}
+		}
+		return nil
+	}
+	officerActs := h.plan.New && !r.isDone(plan.Step{Name: plan.StepPIN, Of: string(h.plan.On)}) ||
+		r.plan.Kind == plan.Unlock && !r.isDone(plan.Step{Name: plan.StepUnlock, Of: string(h.plan.On)})
+	if officerActs {
+		if err := get(&h.so, officer, "the security officer's PIN"+of); err != nil {
+			return err
+		}
+	}
+	return get(&h.pin, user, "the user PIN"+of)
+}
+
+// apart refuses one PIN for two purposes.
+func (r *run) apart() error {
+	var all []pins.Given
+	for _, t := range r.plan.Tokens {
+		for _, p := range []pins.Given{r.holders[t.On].so, r.holders[t.On].pin} {
+			if p.Empty() {
+				continue
+			}
+			for _, other := range all {
+				if p.Equal(other.PIN) {
+					return &Error{Err: fmt.Errorf("%w: two PINs are the same", pins.ErrWeak), Hint: "whoever has one must not have the other"}
+				}
+			}
+			all = append(all, p)
+		}
+	}
+	return nil
 }

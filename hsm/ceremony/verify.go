@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -221,8 +222,8 @@ func (v *verifier) tokens() (string, error) {
 		}
 	}
 	for _, s := range v.named(plan.StepPIN) {
-		if s.End.Object.Int("objects") != 0 {
-			return "", errors.New("the token was not empty")
+		if there := s.End.Object.Int("objects"); there != int64(2*len(v.plan.Keep)) {
+			return "", fmt.Errorf("the token was not empty, or not as the plan says: it had %d objects", there)
 		}
 	}
 	return "token serial " + strings.Join(serials, " and "), nil
@@ -264,6 +265,9 @@ func (v *verifier) checkKeys() (string, error) {
 			v.keys[k.Role] = pub
 		}
 	}
+	if err := v.keptKeys(); err != nil {
+		return "", err
+	}
 	for _, s := range v.named(plan.StepOperatorKey) {
 		pub, err := publicKey(s.End.Object)
 		if err != nil || seen[s.End.Object.String("spki_sha256")] {
@@ -277,8 +281,8 @@ func (v *verifier) checkKeys() (string, error) {
 // attributes looks for every rule that a key of its purpose is held to.
 func (v *verifier) attributes() (string, error) {
 	told, untold := 0, 0
-	for i, s := range v.named(plan.StepReadBack) {
-		k := v.plan.Keys[i]
+	for _, s := range v.named(plan.StepReadBack) {
+		k := v.planned(Role(s.Of))
 		got := map[string]audit.Object{}
 		for _, a := range s.End.Object.Objects("attributes") {
 			got[a.String("attribute")] = a
@@ -303,8 +307,8 @@ func (v *verifier) attributes() (string, error) {
 // works, done.
 func (v *verifier) proofs() (string, error) {
 	refused := 0
-	for i, s := range v.named(plan.StepProofs) {
-		k := v.plan.Keys[i]
+	for _, s := range v.named(plan.StepProofs) {
+		k := v.planned(Role(s.Of))
 		want, got := hsm.Proofs(k.Purpose, k.Algorithm), s.End.Object.Objects("proofs")
 		if len(got) != len(want) {
 			return "", fmt.Errorf("key %s: %d proofs and not %d", k.Purpose, len(got), len(want))
@@ -332,14 +336,24 @@ func (v *verifier) closing() (string, error) {
 	for _, s := range v.named(plan.StepLeave) {
 		held[plan.On(s.Of)] = s
 	}
-	n := 0
+	made := map[plan.On][]audit.Object{}
 	for _, keys := range v.named(plan.StepKeys) {
+		made[plan.On(keys.Of)] = keys.End.Object.Objects("keys")
+	}
+	n := 0
+	for on, last := range held {
 		want := map[string]int{}
-		for _, k := range keys.End.Object.Objects("keys") {
-			want["private key "+k.String("label")+" "+k.String("id")]++
-			want["public key "+k.String("label")+" "+k.String("id")]++
+		add := func(label, id string) {
+			want["private key "+label+" "+id]++
+			want["public key "+label+" "+id]++
 		}
-		for _, o := range held[plan.On(keys.Of)].End.Object.Objects("objects") {
+		for _, k := range made[on] {
+			add(k.String("label"), k.String("id"))
+		}
+		for _, k := range v.plan.Keep { // of the service's token, which is alone then
+			add(k.Label, hex.EncodeToString(k.ID))
+		}
+		for _, o := range last.End.Object.Objects("objects") {
 			want[o.String("class")+" "+o.String("label")+" "+o.String("id")]--
 		}
 		for name, missing := range want {

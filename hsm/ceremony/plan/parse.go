@@ -45,9 +45,10 @@ func (d *decoder) plan(p *Plan, doc *yaml.Node) {
 	before := len(d.faults)
 	var version string
 	p.Kind = SelfSigned
-	p.Keys = make([]Key, len(roles()))
-	p.Certificates = make([]Certificate, len(roles()))
-	p.Operators = make([]Certificate, 2)
+	if n := child(doc, "kind"); n != nil { // what has to be there depends on it
+		oneOf(d, &p.Kind, SelfSigned, OfflineRoot, OutsideCA, Change, Unlock)(n, "kind")
+	}
+	first := !p.Changes() // a token's first ceremony makes everything
 	service := Token{On: Service}
 	var root rootPlan
 	at := map[string]*yaml.Node{}
@@ -58,20 +59,17 @@ func (d *decoder) plan(p *Plan, doc *yaml.Node) {
 		field{"version", true, oneOf(d, &version, "1")},
 		field{"name", true, d.planName(&p.Name)},
 		field{"class", true, oneOf(d, &p.Class, Test, Production)},
-		field{"kind", false, oneOf(d, &p.Kind, SelfSigned, OfflineRoot)},
+		field{"kind", false, func(*yaml.Node, string) {}},
 		field{"backdate", false, d.duration(&p.Backdate, 0, 48*time.Hour)},
 		field{"token", true, keep("token", func(n *yaml.Node, path string) { d.token(&service, n, path) })},
 		field{"root", false, keep("root", func(n *yaml.Node, path string) { d.root(&root, n, path) })},
-		field{"keys", true, keep("keys", func(n *yaml.Node, path string) { d.keys(p, n, path) })},
-		field{"certificates", true, keep("certificates", func(n *yaml.Node, path string) { d.certificates(p, n, path) })},
-		field{"operators", true, keep("operators", func(n *yaml.Node, path string) { d.operators(p, n, path) })},
+		field{"keep", !first, keep("keep", func(n *yaml.Node, path string) { d.list(maxKept, d.kept(p))(n, path) })},
+		field{"ca_certificate_sha256", false, keep("ca_certificate_sha256", d.hex(&p.CASHA256, 32))},
+		field{"keys", first, keep("keys", func(n *yaml.Node, path string) { d.keys(p, n, path) })},
+		field{"certificates", first, keep("certificates", func(n *yaml.Node, path string) { d.certificates(p, n, path) })},
+		field{"operators", first, keep("operators", func(n *yaml.Node, path string) { d.operators(p, n, path) })},
 	)
-	switch _, given := at["root"]; {
-	case p.Kind == OfflineRoot && !given:
-		d.fault(doc, "root", "", "is missing: it says on which token the root is, its key and its certificate")
-	case p.Kind != OfflineRoot && given:
-		d.fault(at["root"], "root", "", "belongs to a plan of kind offline-root alone")
-	}
+	d.belongs(*p, doc, at)
 	if len(d.faults) > before {
 		return // what is missing would only be said twice
 	}
@@ -142,13 +140,15 @@ func (d *decoder) token(t *Token, n *yaml.Node, path string) {
 
 func (d *decoder) keys(p *Plan, n *yaml.Node, path string) {
 	var fields []field
-	for i, r := range roles() {
-		fields = append(fields, field{string(r), true, func(n *yaml.Node, path string) {
-			p.Keys[i] = Key{Role: r, On: Service, KeyPlan: hsm.KeyPlan{Purpose: hsm.Purpose(r)}}
-			d.key(&p.Keys[i], n, path)
+	for _, r := range roles() {
+		fields = append(fields, field{string(r), !p.Changes(), func(n *yaml.Node, path string) {
+			k := Key{Role: r, On: Service, KeyPlan: hsm.KeyPlan{Purpose: hsm.Purpose(r)}}
+			d.key(&k, n, path)
+			p.Keys = append(p.Keys, k)
 		}})
 	}
 	d.mapping(n, path, fields...)
+	slices.SortFunc(p.Keys, func(a, b Key) int { return slices.Index(roles(), a.Role) - slices.Index(roles(), b.Role) })
 }
 
 func (d *decoder) key(k *Key, n *yaml.Node, path string) {
@@ -165,10 +165,9 @@ const (
 
 func (d *decoder) certificates(p *Plan, n *yaml.Node, path string) {
 	var fields []field
-	for i, r := range roles() {
-		fields = append(fields, field{string(r), true, func(n *yaml.Node, path string) {
-			c := &p.Certificates[i]
-			c.Role = r
+	for _, r := range roles() {
+		fields = append(fields, field{string(r), !p.Changes(), func(n *yaml.Node, path string) {
+			c := &Certificate{Role: r}
 			longest := maxLeafValidity
 			switch r {
 			case RoleCA:
@@ -184,12 +183,15 @@ func (d *decoder) certificates(p *Plan, n *yaml.Node, path string) {
 				own = append(own, field{"names", true, d.list(maxNames, d.name(&c.Names))})
 			}
 			d.mapping(n, path, own...)
+			p.Certificates = append(p.Certificates, *c)
 		}})
 	}
 	d.mapping(n, path, fields...)
+	slices.SortFunc(p.Certificates, func(a, b Certificate) int { return slices.Index(roles(), a.Role) - slices.Index(roles(), b.Role) })
 }
 
 func (d *decoder) operators(p *Plan, n *yaml.Node, path string) {
+	p.Operators = make([]Certificate, 2)
 	ca, first := &p.Operators[0], &p.Operators[1]
 	ca.Role, first.Role, first.Extended = RoleOperatorCA, RoleOperator, []ExtendedUsage{ClientAuth}
 	d.mapping(n, path,
@@ -238,6 +240,9 @@ func (d *decoder) name(dst *Names) func(*yaml.Node, string) {
 // consistent compares what was read at different places.
 func (d *decoder) consistent(p Plan, doc *yaml.Node, at map[string]*yaml.Node) {
 	labels := map[string]bool{}
+	if p.Changes() {
+		d.change(p, doc, labels)
+	}
 	for _, k := range p.Keys {
 		id := string(k.On) + " " + k.Label
 		if labels[id] {
@@ -299,12 +304,19 @@ func place(r Role, group string) string {
 // find returns the value at a path of keys, or the last one that is there.
 func find(n *yaml.Node, path string) *yaml.Node {
 	for key := range strings.SplitSeq(path, ".") {
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Content[i].Value == key {
-				n = n.Content[i+1]
-				break
-			}
+		if v := child(n, key); v != nil {
+			n = v
 		}
 	}
 	return n
+}
+
+// child returns the value of a mapping's key, or nil.
+func child(n *yaml.Node, key string) *yaml.Node {
+	for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return n.Content[i+1]
+		}
+	}
+	return nil
 }

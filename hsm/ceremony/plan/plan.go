@@ -48,6 +48,7 @@ const (
 	RoleAudit      Role = "audit"
 	RoleOperatorCA Role = "operator-ca"
 	RoleOperator   Role = "operator"
+	RoleOutside    Role = "outside" // who signs our CA's certificate elsewhere; none of our keys
 )
 
 // An ExtendedUsage is an extended key usage, by the name that a plan has for it.
@@ -76,6 +77,9 @@ type Kind string
 const (
 	SelfSigned  Kind = "self-signed"  // the CA signs itself, on the service's token
 	OfflineRoot Kind = "offline-root" // a root on a token of its own signs the CA
+	OutsideCA   Kind = "outside-ca"   // somebody else's CA signs our request, between two sessions
+	Change      Kind = "change"       // keys are on the token already: some are added, or certified anew
+	Unlock      Kind = "unlock"       // the same, and the security officer sets a new user PIN
 )
 
 // A Certificate is one certificate to be issued.
@@ -94,6 +98,15 @@ type Key struct {
 	hsm.KeyPlan
 }
 
+// A Kept is a key pair that has to be on the service's token already, as the
+// transcript of its own ceremony has it.
+type Kept struct {
+	Role    Role
+	Retired bool // it is only to be there: another key has its role now
+	hsm.KeyPlan
+	SPKI string // SHA-256 of the public key, hex
+}
+
 // A Token selects a token.
 type Token struct {
 	On     On
@@ -110,6 +123,8 @@ type Plan struct {
 	Kind         Kind
 	Text         string        // as it was written
 	Tokens       []Token       // the root's first, if there is one
+	Keep         []Kept        // of a change; nothing else may be on the token
+	CASHA256     string        // of a change: the certificate of the kept CA key, hex; "" if it signs nothing
 	Keys         []Key         // in the order of roles
 	Certificates []Certificate // of the tokens' keys, in the order of roles
 	Operators    []Certificate // the operator CA and the first operator
@@ -150,6 +165,19 @@ func (p Plan) KeysOn(on On) (out []Key) {
 	return out
 }
 
+// Kept returns the key of a role that is on the token already and in use.
+func (p Plan) Kept(r Role) (Kept, bool) {
+	for _, k := range p.Keep {
+		if k.Role == r && !k.Retired {
+			return k, true
+		}
+	}
+	return Kept{}, false
+}
+
+// Changes reports whether the plan is for a token that has its keys already.
+func (p Plan) Changes() bool { return p.Kind == Change || p.Kind == Unlock }
+
 // HasRoot reports whether a root on a token of its own stands above the CA.
 func (p Plan) HasRoot() bool { return p.Kind == OfflineRoot }
 
@@ -160,6 +188,8 @@ func (p Plan) Issuer(r Role) Role {
 		return RoleOperatorCA
 	case r == RoleCA && p.HasRoot():
 		return RoleRoot
+	case r == RoleCA && (p.Kind == OutsideCA || p.CASHA256 != ""):
+		return RoleOutside
 	case r.IsCA():
 		return r
 	default:
@@ -190,9 +220,14 @@ func (p Plan) Warnings() []string {
 	if p.Class == Test {
 		out = append(out, "The class is test: the ceremony may run without a person, and its keys must protect nothing.")
 	}
-	if p.HasRoot() {
+	switch {
+	case p.Changes():
+		return append(out, "The token is in use: stop the service before, and keep the transcript with those of the ceremonies before it.")
+	case p.Kind == OutsideCA:
+		out = append(out, "The ceremony stops when the request is written, and goes on in the same folder when the CA's certificate is there: keep the folder.")
+	case p.HasRoot():
 		out = append(out, "The root's token must leave the machine when the ceremony is over, and be kept where the service's people cannot reach it.")
-	} else {
+	default:
 		out = append(out, "The CA signs itself on the token that the service uses: whoever owns the service's token owns the root.")
 	}
 	for _, c := range p.Certificates {

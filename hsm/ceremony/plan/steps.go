@@ -27,6 +27,9 @@ const (
 	StepProofs      = "proofs"       // what a key must not do is tried
 	StepLint        = "lint"         // the draft of a certificate is looked at
 	StepCertificate = "certificate"  // and signed
+	StepUnlock      = "unlock"       // the security officer sets a new user PIN
+	StepRequest     = "request"      // the CA key signs a request for its certificate
+	StepReceive     = "receive"      // a certificate that was made elsewhere, or before, is looked at
 	StepLeave       = "leave"        // a token is closed before the others, to be taken away
 	StepOperatorKey = "operator-key" // a software key of the operators
 	StepSecrets     = "secrets"      // the key of the challenges' tags
@@ -38,8 +41,18 @@ const (
 func (p Plan) Steps() []Step {
 	out := []Step{{StepEnvironment, ""}}
 	for _, t := range p.Tokens {
-		for _, name := range []string{StepToken, StepPIN, StepKeys} {
-			out = append(out, Step{name, string(t.On)})
+		out = append(out, Step{StepToken, string(t.On)})
+		if p.Kind == Unlock {
+			out = append(out, Step{StepUnlock, string(t.On)})
+		}
+		out = append(out, Step{StepPIN, string(t.On)})
+		if len(p.KeysOn(t.On)) > 0 {
+			out = append(out, Step{StepKeys, string(t.On)})
+		}
+	}
+	for _, k := range p.Keep {
+		if !k.Retired {
+			out = append(out, Step{StepReadBack, string(k.Role)})
 		}
 	}
 	for _, name := range []string{StepReadBack, StepProofs} {
@@ -47,16 +60,32 @@ func (p Plan) Steps() []Step {
 			out = append(out, Step{name, string(k.Role)})
 		}
 	}
+	out = append(out, p.issuing()...)
+	for _, c := range p.Operators {
+		out = append(out, Step{StepOperatorKey, string(c.Role)}, Step{StepLint, string(c.Role)}, Step{StepCertificate, string(c.Role)})
+	}
+	if p.Changes() {
+		return append(out, Step{StepDescribe, ""}, Step{StepClose, ""})
+	}
+	return append(out, Step{StepSecrets, ""}, Step{StepDescribe, ""}, Step{StepClose, ""})
+}
+
+// issuing lists the steps of the certificates of the tokens' keys.
+func (p Plan) issuing() (out []Step) {
+	if p.CASHA256 != "" {
+		out = append(out, Step{StepReceive, string(RoleCA)})
+	}
 	for _, c := range p.Certificates {
+		if c.Role == RoleCA && p.Kind == OutsideCA {
+			out = append(out, Step{StepRequest, string(c.Role)}, Step{StepReceive, string(c.Role)})
+			continue
+		}
 		out = append(out, Step{StepLint, string(c.Role)}, Step{StepCertificate, string(c.Role)})
 		if c.Role == RoleCA && p.HasRoot() {
 			out = append(out, Step{StepLeave, string(Root)})
 		}
 	}
-	for _, c := range p.Operators {
-		out = append(out, Step{StepOperatorKey, string(c.Role)}, Step{StepLint, string(c.Role)}, Step{StepCertificate, string(c.Role)})
-	}
-	return append(out, Step{StepSecrets, ""}, Step{StepDescribe, ""}, Step{StepClose, ""})
+	return out
 }
 
 // Index returns where a step stands in a list, or -1.

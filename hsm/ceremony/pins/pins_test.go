@@ -1,15 +1,24 @@
-package ceremony_test
+package pins_test
 
 import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/postern-pki/postern/hsm/ceremony/pins"
 )
 
 func TestAPINCannotBePrinted(t *testing.T) {
-	pin, err := given(t, userPIN)(t.Context())
+	const userPIN = "canary-user-4711"
+	path := filepath.Join(t.TempDir(), "pin")
+	if err := os.WriteFile(path, []byte(userPIN), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	pin, err := pins.FromFile(path)(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

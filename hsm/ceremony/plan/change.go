@@ -1,0 +1,109 @@
+package plan
+
+import (
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/postern-pki/postern/hsm"
+)
+
+// belongs refuses parts that a plan of its kind does not have.
+func (d *decoder) belongs(p Plan, doc *yaml.Node, at map[string]*yaml.Node) {
+	if _, given := at["root"]; p.Kind == OfflineRoot && !given {
+		d.fault(doc, "root", "", "is missing: it says on which token the root is, its key and its certificate")
+	}
+	for key, kinds := range map[string][]Kind{
+		"root":                  {OfflineRoot},
+		"keep":                  {Change, Unlock},
+		"ca_certificate_sha256": {Change},
+		"keys":                  {SelfSigned, OfflineRoot, OutsideCA, Change},
+		"certificates":          {SelfSigned, OfflineRoot, OutsideCA, Change},
+		"operators":             {SelfSigned, OfflineRoot, OutsideCA},
+	} {
+		if n, given := at[key]; given && !slices.Contains(kinds, p.Kind) {
+			d.fault(n, key, "", "does not belong to a plan of kind %s, but alone to those of %v", p.Kind, kinds)
+		}
+	}
+}
+
+const maxKept = 64 // keys on a token, after years of rotation
+
+// kept reads one key that is on the token already.
+func (d *decoder) kept(p *Plan) func(n *yaml.Node, path string) {
+	return func(n *yaml.Node, path string) {
+		var k Kept
+		var id string
+		var ids []byte
+		words := []hsm.Algorithm{hsm.P256, hsm.P384, hsm.RSA2048, hsm.RSA3072, hsm.RSA4096}
+		d.mapping(n, path,
+			field{"role", true, oneOf(d, &k.Role, roles()...)},
+			field{"retired", false, d.boolean(&k.Retired)},
+			field{"label", true, d.text(&k.Label, maxTokenLabel)},
+			field{"algorithm", true, oneOf(d, &k.Algorithm, words...)},
+			field{"id", true, d.hex(&id, 16)},
+			field{"spki", true, d.hex(&k.SPKI, 32)})
+		ids, _ = hex.DecodeString(id)
+		k.Purpose, k.ID = hsm.Purpose(k.Role), ids
+		p.Keep = append(p.Keep, k)
+	}
+}
+
+// hex reads so many bytes in lower-case hex.
+func (d *decoder) hex(dst *string, size int) func(n *yaml.Node, path string) {
+	return func(n *yaml.Node, path string) {
+		s, ok := d.scalar(n, path)
+		if !ok {
+			return
+		}
+		if raw, err := hex.DecodeString(s); err != nil || len(raw) != size || s != strings.ToLower(s) {
+			d.fault(n, path, "", "must be %d bytes in lower-case hex", size)
+			return
+		}
+		*dst = s
+	}
+}
+
+// change compares what is on the token with what is to be made.
+func (d *decoder) change(p Plan, doc *yaml.Node, labels map[string]bool) {
+	roles := map[Role]bool{}
+	for i, k := range p.Keep {
+		path := fmt.Sprintf("keep[%d]", i)
+		if labels[string(Service)+" "+k.Label] || roles[k.Role] && !k.Retired {
+			d.fault(find(doc, "keep"), path, "", "label %q or role %s is that of another key too; one that is not used any more is `retired: true`", k.Label, k.Role)
+		}
+		labels[string(Service)+" "+k.Label] = true
+		if !k.Retired {
+			roles[k.Role] = true
+		}
+	}
+	if p.Token(Service).New {
+		d.fault(find(doc, "token"), "token.new", "", "a change is about a token that is there: name its serial")
+	}
+	made := map[Role]bool{}
+	for _, k := range p.Keys {
+		made[k.Role] = true
+		if roles[k.Role] {
+			d.fault(find(doc, "keep"), "keep", "", "the key of role %s is replaced: mark it `retired: true`", k.Role)
+		}
+	}
+	signs := false // the kept CA key signs something
+	for _, c := range p.Certificates {
+		if !made[c.Role] && !roles[c.Role] {
+			d.fault(find(doc, "certificates"), "certificates."+string(c.Role), "", "no key of this role is there or made")
+		}
+		signs = signs || c.Role != RoleCA && !made[RoleCA]
+	}
+	_, kept := p.Kept(RoleCA)
+	switch {
+	case signs && (p.CASHA256 == "" || !kept):
+		d.fault(doc, "ca_certificate_sha256", "", "is missing: the kept CA key signs, and its certificate has to be named")
+	case !signs && p.CASHA256 != "":
+		d.fault(find(doc, "ca_certificate_sha256"), "ca_certificate_sha256", "", "the kept CA key signs nothing by this plan")
+	case p.Kind == Change && len(p.Keys)+len(p.Certificates) == 0:
+		d.fault(doc, "certificates", "", "nothing is made by this plan")
+	}
+}
