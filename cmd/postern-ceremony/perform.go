@@ -113,6 +113,7 @@ func runCommand(p *printer) *cobra.Command {
 	}
 	c.Flags().StringVar(&o.Out, "out", "", "folder for what comes out: absent, empty, or that of the interrupted ceremony")
 	c.Flags().StringVar(&o.Certificate, "certificate", "", "file with the certificate of our CA key that was made elsewhere or before, and those above it")
+	c.Flags().StringToStringVar(&o.Signatures, "signature", nil, "NAME=FILE of a person's signature on the plan, by ssh-keygen -Y sign -n postern-ceremony-plan")
 	for _, f := range sources {
 		f.add(c)
 	}

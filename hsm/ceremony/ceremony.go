@@ -99,6 +99,9 @@ type Options struct {
 	// PEM: what an outside CA has issued, or what the kept key of a change has.
 	Certificate string
 
+	// Signatures are files with the people's signatures on the plan's file, by their names.
+	Signatures map[string]string
+
 	Confirm  func(ctx context.Context, i Intention) error // asks a person; needed for production
 	Progress func(step, say string)                       // is told of each step that is done; nil for none
 	Now      func() time.Time                             // nil for time.Now
@@ -155,6 +158,7 @@ type run struct {
 	start   time.Time
 	first   int // the step that it goes on at: 0 but for an interrupted ceremony
 	facts   facts
+	signed  []any // the people's signatures on the plan, as they are recorded
 	holders map[plan.On]*holder
 	modules map[string]*hsm.Module // loaded when all keys are there
 	keys    map[Role]*madeKey
@@ -232,11 +236,12 @@ func (r *run) perform(ctx context.Context) error {
 			return r.hint(s, err)
 		}
 	}
-	head := r.log.Head()
-	r.result.Records = head.Size
+	r.result.Records = r.log.Head().Size
 	var err error
-	r.result.Digest, err = fileDigest(r.out.path(TranscriptFile))
-	return err
+	if r.result.Digest, err = fileDigest(r.out.path(TranscriptFile)); err != nil || r.result.Waiting != "" {
+		return err
+	}
+	return r.signTranscript(ctx)
 }
 
 // do carries one step out.

@@ -26,8 +26,9 @@ const (
 	ChallengeFile  = "challenge.key" // secret; 32 random bytes
 	OperatorCAKey  = "operator-ca.key"
 	OperatorKey    = "operator.key"
-	RequestFile    = "ca.csr" // for an outside CA to sign
-	tokenDir       = "token"  // of a rehearsal alone
+	RequestFile    = "ca.csr"               // for an outside CA to sign
+	SignatureFile  = "transcript.audit.sig" // of the audit key on the transcript: ECDSA, SHA-256, DER
+	tokenDir       = "token"                // of a rehearsal alone
 	confFile       = "softhsm2.conf"
 )
 

@@ -88,6 +88,9 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if err := r.reopen(); err != nil { // does nothing for a new ceremony
 		return err
 	}
+	if err := r.peopleSigned(); err != nil {
+		return err
+	}
 	if err := r.gatherPINs(ctx); err != nil {
 		return err
 	}

@@ -57,7 +57,9 @@ func (r *run) reopen() (err error) {
 	case begin.String("plan_sha256") != r.plan.Digest() || begin.Int("rehearsal") == 1:
 		return refuseResume("name another folder with --out, or the plan that was begun", "%w: %s is the ceremony of another plan, SHA-256 %s", ErrOutput, r.out.dir, begin.String("plan_sha256"))
 	case r.before.Steps != nil && r.before.Last.Event == "ceremony."+plan.StepClose && r.before.Last.Outcome == transcript.End:
-		return refuseResume("name another folder with --out; postern-ceremony verify says what was done", "%w: the ceremony in %s is complete", ErrOutput, r.out.dir)
+		if _, err := os.Lstat(r.out.path(SignatureFile)); !errors.Is(err, fs.ErrNotExist) {
+			return refuseResume("name another folder with --out; postern-ceremony verify says what was done", "%w: the ceremony in %s is complete", ErrOutput, r.out.dir)
+		}
 	}
 	if r.start, err = time.Parse(timeFormat, begin.String("start")); err != nil {
 		return refuseResume(startOver, "%w", err)
@@ -85,7 +87,7 @@ func (r *run) takeUp() error {
 		}
 	}
 	r.first = len(done)
-	if steps[r.first].Name == plan.StepCertificate {
+	if r.first < len(steps) && steps[r.first].Name == plan.StepCertificate {
 		r.first--
 	}
 	for _, s := range slices.Concat(undone(r.before), r.before.Steps[len(done):]) {
@@ -115,6 +117,9 @@ func (r *run) isDone(s plan.Step) bool {
 // progress says how far an interrupted ceremony came.
 func (r *run) progress() string {
 	steps := r.plan.Steps()
+	if r.first == len(steps) {
+		return "all steps are done; the transcript is not signed yet"
+	}
 	return fmt.Sprintf("%d of %d steps are done; it goes on with %s", r.first, len(steps), steps[r.first])
 }
 
@@ -122,6 +127,9 @@ func (r *run) progress() string {
 // names, and writes down where the ceremony goes on.
 func (r *run) goOn() error {
 	r.describeResult()
+	if r.first == len(r.plan.Steps()) {
+		return nil // the transcript is closed
+	}
 	leftover, err := r.leftover()
 	if err != nil {
 		return err

@@ -26,7 +26,7 @@ const timeFormat = "2006-01-02T15:04:05.000000Z"
 func (r *run) environment(s plan.Step) error {
 	begin := audit.Object{
 		"name": r.plan.Name, "class": string(r.plan.Class), "plan": r.plan.Text, "plan_sha256": r.plan.Digest(),
-		"start": r.start.Format(timeFormat), "rehearsal": number(r.opts.Rehearse),
+		"start": r.start.Format(timeFormat), "rehearsal": number(r.opts.Rehearse), "people": r.signed,
 	}
 	return r.step(s, "plan "+r.plan.Digest(), begin, func() (audit.Object, error) { return r.facts.object(), nil })
 }
@@ -212,9 +212,9 @@ func (r *run) secrets(s plan.Step) error {
 
 const challengeBytes = 32
 
-// finish lists what is on the service's token and in the folder, and closes both.
+// finish lists what is on the service's token and in the folder.
 func (r *run) finish(ctx context.Context, s plan.Step) error {
-	return r.step(s, "token closed", nil, func() (audit.Object, error) {
+	return r.step(s, "the token's objects are listed", nil, func() (audit.Object, error) {
 		if _, err := r.open(ctx, plan.Service); err != nil {
 			return nil, err
 		}

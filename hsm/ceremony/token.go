@@ -36,7 +36,7 @@ func (h *holder) config() hsm.Config {
 // then what it was to do may be done.
 func (r *run) interrupted(s plan.Step) bool {
 	all := r.before.Resumptions
-	if len(all) == 0 || r.plan.Steps()[r.first] != s {
+	if len(all) == 0 || r.first == len(r.plan.Steps()) || r.plan.Steps()[r.first] != s {
 		return false
 	}
 	for _, again := range all {
@@ -231,7 +231,7 @@ func (r *run) unlock(ctx context.Context, s plan.Step, h *holder) error {
 	})
 }
 
-// inventory lists what is on a token and closes it: two objects for each key.
+// inventory lists what is on a token: two objects for each key.
 func (h *holder) inventory(ctx context.Context) ([]any, error) {
 	objects, err := h.token.Objects(ctx)
 	if err != nil {
@@ -241,12 +241,7 @@ func (h *holder) inventory(ctx context.Context) ([]any, error) {
 	for _, o := range objects {
 		there = append(there, audit.Object{"class": o.Class, "label": o.Label, "id": hex.EncodeToString(o.ID)})
 	}
-	if err := h.expected(objects); err != nil {
-		return there, err
-	}
-	err = h.token.Close()
-	h.token, h.left = nil, true
-	return there, err
+	return there, h.expected(objects)
 }
 
 // leave closes a token that is not needed any more, so that it can be taken away.
@@ -256,6 +251,10 @@ func (r *run) leave(ctx context.Context, s plan.Step, h *holder) error {
 			return nil, err
 		}
 		there, err := h.inventory(ctx)
+		if err == nil {
+			err = h.token.Close()
+			h.token, h.left = nil, true
+		}
 		return audit.Object{"objects": there}, err
 	})
 }

@@ -81,12 +81,14 @@ func Verify(path string) (Report, error) {
 		{"the records form one chain", func() (string, error) { return v.chain(raw) }, true},
 		{"every step was done, none failed", v.complete, true},
 		{"the plan is the one whose digest was recorded", v.readPlan, true},
+		{"the people of the plan signed it", v.peopleSigned, false},
 		{"the steps are those of the plan, in order", v.order, true},
 		{"the keys are those of the plan", v.checkKeys, true},
 		{"every attribute of every key is as it must be", v.attributes, false},
 		{"the negative and positive proofs hold", v.proofs, false},
 		{"the certificates are the planned ones, for these keys", v.certificates, false},
 		{"the token holds these keys and nothing else", v.closing, false},
+		{"the transcript's signatures hold", func() (string, error) { return v.signatures(raw) }, false},
 		{"the files beside the transcript are the recorded ones", v.files, false},
 	} {
 		say, err := s.check()

@@ -9,6 +9,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/people"
 )
 
 // belongs refuses parts that a plan of its kind does not have.
@@ -105,5 +106,46 @@ func (d *decoder) change(p Plan, doc *yaml.Node, labels map[string]bool) {
 		d.fault(find(doc, "ca_certificate_sha256"), "ca_certificate_sha256", "", "the kept CA key signs nothing by this plan")
 	case p.Kind == Change && len(p.Keys)+len(p.Certificates) == 0:
 		d.fault(doc, "certificates", "", "nothing is made by this plan")
+	}
+}
+
+const maxPeople = 16
+
+// person reads one of the people.
+func (d *decoder) person(p *Plan) func(n *yaml.Node, path string) {
+	return func(n *yaml.Node, path string) {
+		var who Person
+		d.mapping(n, path,
+			field{"name", true, d.planName(&who.Name)},
+			field{"role", true, oneOf(d, &who.Role, "administrator", "security-officer", "crypto-officer", "witness", "auditor")},
+			field{"key", true, func(n *yaml.Node, path string) {
+				s, ok := d.scalar(n, path)
+				if !ok {
+					return
+				}
+				var err error
+				if who.Key, err = people.ParseKey(s); err != nil {
+					d.fault(n, path, "", "%v", err)
+				}
+				who.Line = s
+			}})
+		p.People = append(p.People, who)
+	}
+}
+
+// together wants people who are not one, and among them two who look at each other.
+func (d *decoder) together(p Plan, doc *yaml.Node) {
+	if len(p.People) == 0 {
+		return
+	}
+	n, roles, seen := child(doc, "people"), map[string]bool{}, map[string]bool{}
+	for i, who := range p.People {
+		if seen[who.Name] || seen[who.Key.Fingerprint()] {
+			d.fault(n, fmt.Sprintf("people[%d]", i), "", "has the name or the key of another one: each is a person of their own")
+		}
+		seen[who.Name], seen[who.Key.Fingerprint()], roles[who.Role] = true, true, true
+	}
+	if !roles["administrator"] || !roles["witness"] {
+		d.fault(n, "people", "", "need an administrator and a witness")
 	}
 }

@@ -61,6 +61,7 @@ func (d *decoder) plan(p *Plan, doc *yaml.Node) {
 		field{"class", true, oneOf(d, &p.Class, Test, Production)},
 		field{"kind", false, func(*yaml.Node, string) {}},
 		field{"backdate", false, d.duration(&p.Backdate, 0, 48*time.Hour)},
+		field{"people", false, d.list(maxPeople, d.person(p))},
 		field{"token", true, keep("token", func(n *yaml.Node, path string) { d.token(&service, n, path) })},
 		field{"root", false, keep("root", func(n *yaml.Node, path string) { d.root(&root, n, path) })},
 		field{"keep", !first, keep("keep", func(n *yaml.Node, path string) { d.list(maxKept, d.kept(p))(n, path) })},
@@ -80,6 +81,7 @@ func (d *decoder) plan(p *Plan, doc *yaml.Node) {
 		p.Certificates = append([]Certificate{root.certificate}, p.Certificates...)
 	}
 	d.consistent(*p, doc, at)
+	d.together(*p, doc)
 }
 
 // rootPlan is the part of a plan that is about the root.

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/people"
 )
 
 // A Class says what the keys of a ceremony are for.
@@ -116,12 +117,21 @@ type Token struct {
 	Serial string // an initialized and empty token
 }
 
+// A Person takes part in a ceremony, and signs its plan and its transcript.
+type Person struct {
+	Name string // of a-z, 0-9 and -
+	Role string // one of administrator, security-officer, crypto-officer, witness, auditor
+	Key  people.Key
+	Line string // the key as it stands in the plan
+}
+
 // A Plan is a whole ceremony. It comes from [Parse] alone and needs no further checks.
 type Plan struct {
 	Name         string
 	Class        Class
 	Kind         Kind
 	Text         string        // as it was written
+	People       []Person      // none: nobody signs
 	Tokens       []Token       // the root's first, if there is one
 	Keep         []Kept        // of a change; nothing else may be on the token
 	CASHA256     string        // of a change: the certificate of the kept CA key, hex; "" if it signs nothing
@@ -219,6 +229,9 @@ func (p Plan) Warnings() []string {
 	var out []string
 	if p.Class == Test {
 		out = append(out, "The class is test: the ceremony may run without a person, and its keys must protect nothing.")
+	}
+	if len(p.People) == 0 {
+		out = append(out, "No people are named: nobody signs the plan, and whoever carries it out confirms it by typing.")
 	}
 	switch {
 	case p.Changes():

@@ -173,6 +173,45 @@ func TestTwoTokensAreTwo(t *testing.T) {
 	}
 }
 
+func TestPeopleAreSeveral(t *testing.T) {
+	const alice, bob = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUOL4NVvmKMcH2mpp5OWjhbHFFgGNxSHgNCl7sKUsQh"
+	for name, tt := range map[string]struct{ people, path, say string }{
+		"two":              {"{name: a, role: administrator, key: '" + alice + "'}, {name: b, role: witness, key: '" + bob + "'}", "", ""},
+		"one":              {"{name: a, role: administrator, key: '" + alice + "'}", "people", "a witness"},
+		"one key for both": {"{name: a, role: administrator, key: '" + alice + "'}, {name: b, role: witness, key: '" + alice + "'}", "people[1]", "the key of another"},
+		"a name for both":  {"{name: a, role: administrator, key: '" + alice + "'}, {name: a, role: witness, key: '" + bob + "'}", "people[1]", "the name"},
+		"no key":           {"{name: a, role: administrator, key: 'ssh-ed25519'}", "people[0].key", "SSH public key"},
+		"another role":     {"{name: a, role: boss, key: '" + alice + "'}", "people[0].role", "none of"},
+	} {
+		p, err := plan.Parse([]byte(script(t, "demo.yaml") + "people: [" + tt.people + "]\n"))
+		if tt.say == "" && (err != nil || len(p.People) != 2) || tt.say != "" && !hasFault(err, tt.path, tt.say) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAChangeIsWhole(t *testing.T) {
+	text := script(t, "rotate-tls.yaml")
+	for name, tt := range map[string]struct{ old, repl, path, say string }{
+		"two keys in use":            {"{role: tls, retired: true,", "{role: tls,", "keep", "retired"},
+		"a label again":              {"label: tls-2,", "label: tls,", "keys.tls.label", "another key"},
+		"no CA certificate":          {"ca_certificate_sha256: ", "# ", "ca_certificate_sha256", "is missing"},
+		"an id that is too short":    {"id: 00000000000000000000000000000001", "id: '01'", "keep[0].id", "16 bytes"},
+		"operators":                  {"kind: change", "kind: change\noperators: {}", "operators", "does not belong"},
+		"a new token":                {"serial: '0123456789abcdef'", "new: true\n  label: x", "token.new", "name its serial"},
+		"the parts of another kind":  {"kind: change", "kind: self-signed", "keep", "does not belong"},
+		"a key that is made by none": {"keys:\n  tls:        {label: tls-2,        algorithm: P-256}\n", "", "certificates.tls", "no key of this role"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			changed := strings.Replace(text, tt.old, tt.repl, 1)
+			_, err := plan.Parse([]byte(changed))
+			if changed == text || !hasFault(err, tt.path, tt.say) {
+				t.Errorf("Parse: %v; want %s: %s", err, tt.path, tt.say)
+			}
+		})
+	}
+}
+
 func TestAllFaultsAreToldAtOnceByTheirPlaces(t *testing.T) {
 	text := strings.NewReplacer("class: test", "classe: test", "label: ra-sign", "lable: ra-sign", "90d", "90x").Replace(script(t, "demo.yaml"))
 	_, err := plan.Parse([]byte(text))
@@ -226,7 +265,9 @@ func FuzzParsePlan(f *testing.F) {
 	demo := script(f, "demo.yaml")
 	f.Add([]byte(demo))
 	f.Add([]byte(script(f, "self-signed.yaml")))
-	f.Add([]byte(script(f, "two-tier-offline-root.yaml")))
+	for _, name := range []string{"two-tier-offline-root.yaml", "outside-ca.yaml", "rotate-tls.yaml", "next-ca.yaml", "unlock-pin.yaml"} {
+		f.Add([]byte(script(f, name)))
+	}
 	f.Add([]byte(strings.ReplaceAll(demo, "{", "[")))
 	f.Add([]byte("a: &a [*a, *a]\n"))
 	f.Add([]byte("? {a: b}\n: c\n"))
@@ -240,7 +281,8 @@ func FuzzParsePlan(f *testing.F) {
 			}
 			return
 		}
-		if len(p.Keys) < 5 || len(p.Certificates) < 5 || len(p.Operators) != 2 || p.Text != string(text) || len(p.Steps()) < 30 {
+		whole := len(p.Keys) >= 5 && len(p.Certificates) >= 5 && len(p.Operators) == 2 && len(p.Steps()) >= 30 || p.Changes() && len(p.Keep) > 0
+		if !whole || p.Text != string(text) {
 			t.Errorf("accepted, but not whole: %+v", p)
 		}
 		for _, token := range p.Tokens {

@@ -4,17 +4,22 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm/ceremony/people"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
@@ -188,4 +193,141 @@ func (v *verifier) receivedThen(s transcript.Step) error {
 	}
 	v.certs[Role(s.Of)] = all[0]
 	return nil
+}
+
+// maxSignature is the size of the largest file with a person's signature, in bytes.
+const maxSignature = 16 << 10
+
+// peopleSigned wants a signature of each of the plan's people on its file. A
+// rehearsal needs none.
+func (r *run) peopleSigned() error {
+	if r.opts.Rehearse || r.first > 0 {
+		return nil // an interrupted ceremony has them in its first record
+	}
+	for _, who := range r.plan.People {
+		path := r.opts.Signatures[who.Name]
+		hint := fmt.Sprintf("%s signs with: ssh-keygen -Y sign -n %s -f KEY PLAN; then --signature %s=PLAN.sig", who.Name, people.ForPlan, who.Name)
+		if path == "" {
+			return &Error{Err: fmt.Errorf("the signature of %s (%s) on the plan is missing", who.Name, who.Role), Hint: hint}
+		}
+		sig, err := readSignature(path)
+		if err == nil {
+			err = who.Key.Verify(sig, people.ForPlan, []byte(r.plan.Text))
+		}
+		if err != nil {
+			return &Error{Err: fmt.Errorf("%s (%s): %w", who.Name, who.Role, err), Hint: hint}
+		}
+		r.signed = append(r.signed, audit.Object{"name": who.Name, "role": who.Role, "key": who.Key.Fingerprint(), "signature": string(sig)})
+	}
+	return nil
+}
+
+func readSignature(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err == nil && info.Size() > maxSignature {
+		err = fmt.Errorf("%s: more than %d bytes", path, maxSignature)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+}
+
+// signTranscript has the audit key sign the closed transcript. A signature is
+// whole in its file or not there.
+func (r *run) signTranscript(ctx context.Context) error {
+	if r.keys[plan.RoleAudit] == nil {
+		return nil // a plan that neither has the key nor makes it
+	}
+	raw, err := load(r.out.path(TranscriptFile))
+	if err != nil {
+		return err
+	}
+	key, err := r.key(ctx, plan.RoleAudit)
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256(raw)
+	sig, err := key.With(ctx).Sign(nil, digest[:], crypto.SHA256)
+	if err != nil {
+		return &Error{Step: "sign", Err: err, Hint: "the ceremony is complete, but not its signature: run the same plan again with the same --out"}
+	}
+	unfinished := SignatureFile + ".new"
+	if err := os.Remove(r.out.path(unfinished)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := r.out.write(unfinished, false, sig); err != nil {
+		return err
+	}
+	if err := os.Rename(r.out.path(unfinished), r.out.path(SignatureFile)); err != nil {
+		return err
+	}
+	r.opts.Progress("sign", SignatureFile+" written by the audit key")
+	return r.out.sync()
+}
+
+// peopleSigned checks the people's signatures that were recorded at the start.
+func (v *verifier) peopleSigned() (string, error) {
+	recorded := v.steps[0].Begin.Object.Objects("people")
+	if v.report.Rehearsal {
+		return "not asked for in a rehearsal", nil
+	}
+	if len(recorded) != len(v.plan.People) {
+		return "", fmt.Errorf("%d signatures of %d people", len(recorded), len(v.plan.People))
+	}
+	var names []string
+	for i, who := range v.plan.People {
+		if recorded[i].String("name") != who.Name {
+			return "", fmt.Errorf("the signature of %s is missing", who.Name)
+		}
+		if err := who.Key.Verify([]byte(recorded[i].String("signature")), people.ForPlan, []byte(v.plan.Text)); err != nil {
+			return "", fmt.Errorf("%s: %w", who.Name, err)
+		}
+		names = append(names, who.Name+" ("+who.Role+")")
+	}
+	if len(names) == 0 {
+		return "the plan names nobody", nil
+	}
+	return strings.Join(names, ", "), nil
+}
+
+// signatures checks those signatures on the transcript that lie beside it: of the
+// audit key, and of each person in a file transcript.NAME.sig.
+func (v *verifier) signatures(raw []byte) (string, error) {
+	var good, missing []string
+	sig, err := readSignature(filepath.Join(v.dir, SignatureFile))
+	switch pub, ok := v.keys[plan.RoleAudit].(*ecdsa.PublicKey); {
+	case errors.Is(err, fs.ErrNotExist):
+		missing = append(missing, "the audit key")
+	case err != nil:
+		return "", err
+	default:
+		digest := sha256.Sum256(raw)
+		if !ok || !ecdsa.VerifyASN1(pub, digest[:], sig) {
+			return "", fmt.Errorf("%s is no signature of the audit key on this transcript", SignatureFile)
+		}
+		good = append(good, "the audit key")
+	}
+	for _, who := range v.plan.People {
+		sig, err := readSignature(filepath.Join(v.dir, "transcript."+who.Name+".sig"))
+		if errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, who.Name)
+			continue
+		}
+		if err == nil {
+			err = who.Key.Verify(sig, people.ForTranscript, raw)
+		}
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", who.Name, err)
+		}
+		good = append(good, who.Name)
+	}
+	say := "signed by " + strings.Join(good, ", ")
+	if len(good) == 0 {
+		say = "no signature is here"
+	}
+	if len(missing) > 0 {
+		say += "; not here: " + strings.Join(missing, ", ")
+	}
+	return say, nil
 }
