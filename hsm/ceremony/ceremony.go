@@ -266,6 +266,8 @@ func (r *run) do(ctx context.Context, s plan.Step) error {
 		return r.issue(ctx, s, role)
 	case plan.StepUnlock:
 		return r.unlock(ctx, s, r.holders[on])
+	case plan.StepErase:
+		return r.erase(ctx, s, r.holders[on])
 	case plan.StepRequest:
 		return r.request(ctx, s, role)
 	case plan.StepReceive:

@@ -176,6 +176,43 @@ func TestALostPINIsReplaced(t *testing.T) {
 	}
 }
 
+// A token that is not needed any more is erased, and another one takes its place.
+func TestATokenIsErasedAndReplaced(t *testing.T) {
+	tok, first := onToken(t)
+	next := softhsm.New(t)
+	for _, name := range []string{"replace-token.yaml", "disaster-drill.yaml"} {
+		on := regexp.MustCompile(`new: true\n  label: \S+`)
+		serial := next.Serial
+		if name == "disaster-drill.yaml" {
+			serial = softhsm.New(t).Serial
+		}
+		text := strings.ReplaceAll(script(t, name), "0123456789abcdef", tok.Serial)
+		o := ceremony.Options{Out: filepath.Join(t.TempDir(), "out"), PIN: pins.FromFile(tok.PINFile(t))}
+		r, err := ceremony.Run(t.Context(), reparsed(t, on.ReplaceAllString(text, "serial: '"+serial+"'"), "", ""), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ceremony.Verify(r.Transcript); err != nil {
+			t.Error(err)
+		}
+		if _, err := plan.Parse([]byte(on.ReplaceAllString(text, "serial: '"+tok.Serial+"'"))); err == nil {
+			t.Error("a token is replaced by itself")
+		}
+	}
+	p := filled(t, "destroy-keys.yaml", tok, first)
+	o := ceremony.Options{Out: filepath.Join(t.TempDir(), "out"), PIN: pins.FromFile(tok.PINFile(t)), SOPIN: given(t, tok.SOPIN)}
+	r, err := ceremony.Run(t.Context(), p, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ceremony.Verify(r.Transcript); err != nil {
+		t.Error(err)
+	}
+	if _, err := hsm.Open(t.Context(), hsm.Config{Module: tok.Module, Label: tok.Label, PIN: hsm.PINFromFile(tok.PINFile(t))}); err == nil {
+		t.Error("the token is there as it was")
+	}
+}
+
 // An outside CA is a root and a CA below it, which signs what it is given.
 type outsideCA struct {
 	root, between *x509.Certificate

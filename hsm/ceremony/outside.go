@@ -236,8 +236,8 @@ func readSignature(path string) ([]byte, error) {
 // signTranscript has the audit key sign the closed transcript. A signature is
 // whole in its file or not there.
 func (r *run) signTranscript(ctx context.Context) error {
-	if r.keys[plan.RoleAudit] == nil {
-		return nil // a plan that neither has the key nor makes it
+	if r.keys[plan.RoleAudit] == nil || r.plan.Kind == plan.Erase {
+		return nil // there is no audit key, or not any more
 	}
 	raw, err := load(r.out.path(TranscriptFile))
 	if err != nil {

@@ -11,7 +11,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/postern-pki/postern/audit"
@@ -215,12 +217,15 @@ const challengeBytes = 32
 // finish lists what is on the service's token and in the folder.
 func (r *run) finish(ctx context.Context, s plan.Step) error {
 	return r.step(s, "the token's objects are listed", nil, func() (audit.Object, error) {
-		if _, err := r.open(ctx, plan.Service); err != nil {
-			return nil, err
-		}
-		there, err := r.holders[plan.Service].inventory(ctx)
-		if err != nil {
-			return audit.Object{"objects": there}, err
+		var there []any
+		if r.plan.Kind != plan.Erase {
+			if _, err := r.open(ctx, plan.Service); err != nil {
+				return nil, err
+			}
+			var err error
+			if there, err = r.holders[plan.Service].inventory(ctx); err != nil {
+				return audit.Object{"objects": there}, err
+			}
 		}
 		var files []any
 		for _, w := range r.out.written {
@@ -233,4 +238,31 @@ func (r *run) finish(ctx context.Context, s plan.Step) error {
 		head := r.log.Head()
 		return audit.Object{"objects": there, "files": files, "records": head.Size, "digest": hex.EncodeToString(head.Prev[:])}, nil
 	})
+}
+
+// files compares what lies beside the transcript; it may have been moved alone.
+func (v *verifier) files() (string, error) {
+	same, absent := 0, 0
+	for _, f := range v.named(plan.StepClose)[0].End.Object.Objects("files") {
+		name := f.String("file")
+		if name == "" || name != filepath.Base(name) {
+			return "", fmt.Errorf("%q is no file's name", name)
+		}
+		if f.Int("secret") == 1 {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(v.dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			absent++
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if transcript.Digest(raw) != f.String("sha256") {
+			return "", fmt.Errorf("%s was changed", name)
+		}
+		same++
+	}
+	return fmt.Sprintf("%d files are unchanged, %d are not here", same, absent), nil
 }

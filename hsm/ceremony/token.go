@@ -72,6 +72,9 @@ func (r *run) openToken(ctx context.Context, s plan.Step, h *holder) error {
 				return nil, err
 			}
 		}
+		if h.slot.Serial == r.plan.Replaces {
+			return nil, fmt.Errorf("the token is the one that is to be replaced, serial %s", h.slot.Serial)
+		}
 		return audit.Object{"serial": h.slot.Serial, "label": h.slot.Label, "manufacturer": h.slot.Manufacturer, "model": h.slot.Model, "firmware": h.slot.Firmware, "found": found}, nil
 	})
 	r.nameToken(h)
@@ -231,6 +234,43 @@ func (r *run) unlock(ctx context.Context, s plan.Step, h *holder) error {
 	})
 }
 
+// erase destroys everything on a token, and sees that nobody can log in to it as a
+// user any more. A token that was erased before this was written down has no PIN.
+func (r *run) erase(ctx context.Context, s plan.Step, h *holder) error {
+	return r.step(s, "everything on the token is destroyed", audit.Object{"serial": h.slot.Serial, "so_source": h.so.Source}, func() (audit.Object, error) {
+		if h.token != nil {
+			if err := h.token.Close(); err != nil {
+				return nil, err
+			}
+			h.token, h.left = nil, true
+		}
+		for path, m := range r.modules {
+			if err := m.Close(); err != nil {
+				return nil, err
+			}
+			delete(r.modules, path)
+		}
+		var after hsm.Slot
+		err := withModule(h.plan.Module, func(m *hsm.Module) error {
+			before, err := m.Find(ctx, "", h.slot.Label)
+			if err == nil && (before.UserPINSet || !r.interrupted(s)) {
+				err = m.EraseToken(ctx, h.slot, h.so.PIN)
+			}
+			return err
+		})
+		if err == nil {
+			err = withModule(h.plan.Module, func(m *hsm.Module) (err error) { // as whoever comes next sees it
+				after, err = m.Find(ctx, "", h.slot.Label)
+				return err
+			})
+		}
+		if err == nil && after.UserPINSet {
+			err = errors.New("the token has a user PIN still: it was not erased")
+		}
+		return audit.Object{"serial": after.Serial, "label": after.Label, "user_pin": number(after.UserPINSet)}, err
+	})
+}
+
 // inventory lists what is on a token: two objects for each key.
 func (h *holder) inventory(ctx context.Context) ([]any, error) {
 	objects, err := h.token.Objects(ctx)
@@ -303,7 +343,8 @@ func (r *run) pinsOf(ctx context.Context, h *holder) (err error) {
 		return nil
 	}
 	officerActs := h.plan.New && !r.isDone(plan.Step{Name: plan.StepPIN, Of: string(h.plan.On)}) ||
-		r.plan.Kind == plan.Unlock && !r.isDone(plan.Step{Name: plan.StepUnlock, Of: string(h.plan.On)})
+		r.plan.Kind == plan.Unlock && !r.isDone(plan.Step{Name: plan.StepUnlock, Of: string(h.plan.On)}) ||
+		r.plan.Kind == plan.Erase && !r.isDone(plan.Step{Name: plan.StepErase, Of: string(h.plan.On)})
 	if officerActs {
 		if err := get(&h.so, officer, "the security officer's PIN"+of); err != nil {
 			return err

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -216,7 +215,7 @@ func (v *verifier) tokens() (string, error) {
 		if p.New && token.String("label") != p.Label || !p.New && token.String("serial") != p.Serial {
 			return "", errors.New("the token is not the one of the plan")
 		}
-		if slices.Contains(serials, token.String("serial")) {
+		if slices.Contains(serials, token.String("serial")) || token.String("serial") == v.plan.Replaces {
 			return "", errors.New("two tokens have the same serial")
 		}
 		if serials = append(serials, token.String("serial")); p.On == plan.Service {
@@ -352,6 +351,12 @@ func (v *verifier) closing() (string, error) {
 		for _, k := range made[on] {
 			add(k.String("label"), k.String("id"))
 		}
+		if v.plan.Kind == plan.Erase {
+			if e := v.named(plan.StepErase)[0].End.Object; e.Int("user_pin") != 0 || e.String("label") == "" {
+				return "", errors.New("the token was not erased")
+			}
+			return "the token was erased", nil
+		}
 		for _, k := range v.plan.Keep { // of the service's token, which is alone then
 			add(k.Label, hex.EncodeToString(k.ID))
 		}
@@ -366,31 +371,4 @@ func (v *verifier) closing() (string, error) {
 		n += len(want)
 	}
 	return fmt.Sprintf("%d objects", n), nil
-}
-
-// files compares what lies beside the transcript; it may have been moved alone.
-func (v *verifier) files() (string, error) {
-	same, absent := 0, 0
-	for _, f := range v.named(plan.StepClose)[0].End.Object.Objects("files") {
-		name := f.String("file")
-		if name == "" || name != filepath.Base(name) {
-			return "", fmt.Errorf("%q is no file's name", name)
-		}
-		if f.Int("secret") == 1 {
-			continue
-		}
-		raw, err := os.ReadFile(filepath.Join(v.dir, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			absent++
-			continue
-		}
-		if err != nil {
-			return "", err
-		}
-		if transcript.Digest(raw) != f.String("sha256") {
-			return "", fmt.Errorf("%s was changed", name)
-		}
-		same++
-	}
-	return fmt.Sprintf("%d files are unchanged, %d are not here", same, absent), nil
 }

@@ -19,8 +19,9 @@ func (d *decoder) belongs(p Plan, doc *yaml.Node, at map[string]*yaml.Node) {
 	}
 	for key, kinds := range map[string][]Kind{
 		"root":                  {OfflineRoot},
-		"keep":                  {Change, Unlock},
+		"keep":                  {Change, Unlock, Erase},
 		"ca_certificate_sha256": {Change},
+		"replaces":              {SelfSigned, OfflineRoot, OutsideCA},
 		"keys":                  {SelfSigned, OfflineRoot, OutsideCA, Change},
 		"certificates":          {SelfSigned, OfflineRoot, OutsideCA, Change},
 		"operators":             {SelfSigned, OfflineRoot, OutsideCA},

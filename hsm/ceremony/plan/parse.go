@@ -46,7 +46,7 @@ func (d *decoder) plan(p *Plan, doc *yaml.Node) {
 	var version string
 	p.Kind = SelfSigned
 	if n := child(doc, "kind"); n != nil { // what has to be there depends on it
-		oneOf(d, &p.Kind, SelfSigned, OfflineRoot, OutsideCA, Change, Unlock)(n, "kind")
+		oneOf(d, &p.Kind, SelfSigned, OfflineRoot, OutsideCA, Change, Unlock, Erase)(n, "kind")
 	}
 	first := !p.Changes() // a token's first ceremony makes everything
 	service := Token{On: Service}
@@ -63,6 +63,7 @@ func (d *decoder) plan(p *Plan, doc *yaml.Node) {
 		field{"backdate", false, d.duration(&p.Backdate, 0, 48*time.Hour)},
 		field{"people", false, d.list(maxPeople, d.person(p))},
 		field{"token", true, keep("token", func(n *yaml.Node, path string) { d.token(&service, n, path) })},
+		field{"replaces", false, keep("replaces", d.text(&p.Replaces, 16))},
 		field{"root", false, keep("root", func(n *yaml.Node, path string) { d.root(&root, n, path) })},
 		field{"keep", !first, keep("keep", func(n *yaml.Node, path string) { d.list(maxKept, d.kept(p))(n, path) })},
 		field{"ca_certificate_sha256", false, keep("ca_certificate_sha256", d.hex(&p.CASHA256, 32))},
@@ -252,6 +253,9 @@ func (d *decoder) consistent(p Plan, doc *yaml.Node, at map[string]*yaml.Node) {
 			d.fault(find(doc, path), path+".label", "", "%q is the label of another key too", k.Label)
 		}
 		labels[id] = true
+	}
+	if p.Replaces != "" && p.Replaces == p.Token(Service).Serial {
+		d.fault(at["replaces"], "replaces", "", "is the serial of the new token: it has to be that of the old one")
 	}
 	if p.HasRoot() {
 		d.twoTokens(p, at["root"])

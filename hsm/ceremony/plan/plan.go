@@ -80,7 +80,8 @@ const (
 	OfflineRoot Kind = "offline-root" // a root on a token of its own signs the CA
 	OutsideCA   Kind = "outside-ca"   // somebody else's CA signs our request, between two sessions
 	Change      Kind = "change"       // keys are on the token already: some are added, or certified anew
-	Unlock      Kind = "unlock"       // the same, and the security officer sets a new user PIN
+	Erase       Kind = "erase"        // keys are on the token, and are destroyed with all that is on it
+	Unlock      Kind = "unlock"       // keys are on the token, and the security officer sets a new user PIN
 )
 
 // A Certificate is one certificate to be issued.
@@ -134,6 +135,7 @@ type Plan struct {
 	People       []Person      // none: nobody signs
 	Tokens       []Token       // the root's first, if there is one
 	Keep         []Kept        // of a change; nothing else may be on the token
+	Replaces     string        // the serial of the token that this one is for; "" for none
 	CASHA256     string        // of a change: the certificate of the kept CA key, hex; "" if it signs nothing
 	Keys         []Key         // in the order of roles
 	Certificates []Certificate // of the tokens' keys, in the order of roles
@@ -186,7 +188,7 @@ func (p Plan) Kept(r Role) (Kept, bool) {
 }
 
 // Changes reports whether the plan is for a token that has its keys already.
-func (p Plan) Changes() bool { return p.Kind == Change || p.Kind == Unlock }
+func (p Plan) Changes() bool { return p.Kind == Change || p.Kind == Unlock || p.Kind == Erase }
 
 // HasRoot reports whether a root on a token of its own stands above the CA.
 func (p Plan) HasRoot() bool { return p.Kind == OfflineRoot }
@@ -234,6 +236,8 @@ func (p Plan) Warnings() []string {
 		out = append(out, "No people are named: nobody signs the plan, and whoever carries it out confirms it by typing.")
 	}
 	switch {
+	case p.Kind == Erase:
+		return append(out, "Every key on the token is destroyed: what was encrypted to one of them, and what still has to be signed by one, is lost.")
 	case p.Changes():
 		return append(out, "The token is in use: stop the service before, and keep the transcript with those of the ceremonies before it.")
 	case p.Kind == OutsideCA:

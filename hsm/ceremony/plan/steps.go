@@ -28,6 +28,7 @@ const (
 	StepLint        = "lint"         // the draft of a certificate is looked at
 	StepCertificate = "certificate"  // and signed
 	StepUnlock      = "unlock"       // the security officer sets a new user PIN
+	StepErase       = "erase"        // everything on a token is destroyed
 	StepRequest     = "request"      // the CA key signs a request for its certificate
 	StepReceive     = "receive"      // a certificate that was made elsewhere, or before, is looked at
 	StepLeave       = "leave"        // a token is closed before the others, to be taken away
@@ -59,6 +60,9 @@ func (p Plan) Steps() []Step {
 		for _, k := range p.Keys {
 			out = append(out, Step{name, string(k.Role)})
 		}
+	}
+	if p.Kind == Erase {
+		return append(out, Step{StepErase, string(Service)}, Step{StepClose, ""})
 	}
 	out = append(out, p.issuing()...)
 	for _, c := range p.Operators {
