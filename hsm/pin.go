@@ -76,6 +76,14 @@ func (p PIN) bytes() []byte {
 	return *p.p.b
 }
 
+// Reveal gives f a copy of the bytes, for the one place that has to show a secret to
+// the person who keeps it, and wipes the copy.
+func (p PIN) Reveal(f func(text []byte) error) error {
+	b := bytes.Clone(p.bytes())
+	defer clear(b)
+	return f(b)
+}
+
 // reveal is the PIN as the module's binding wants it.
 func (p PIN) reveal() string { return string(p.bytes()) }
 

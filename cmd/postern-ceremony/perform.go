@@ -91,7 +91,7 @@ func runCommand(p *printer) *cobra.Command {
 			}
 			terminal := haveTerminal()
 			if terminal {
-				o.Confirm = confirm
+				o.Confirm, o.KeepShare, o.AskShares = confirm, keepShare, askShares
 			}
 			if script.Class == plan.Production && !terminal {
 				return &ceremony.Error{Err: ceremony.ErrUnattended, Hint: "run it at a terminal, or rehearse it"}

@@ -102,6 +102,12 @@ type Options struct {
 	// Signatures are files with the people's signatures on the plan's file, by their names.
 	Signatures map[string]string
 
+	// KeepShare shows one share of an SO PIN to the one person who keeps it, and returns
+	// when that person has entered it again. AskShares is for a ceremony that was
+	// interrupted after that: it asks for as many shares as are needed.
+	KeepShare func(ctx context.Context, number, of int, s pins.Share) error
+	AskShares func(threshold int) pins.Source
+
 	Confirm  func(ctx context.Context, i Intention) error // asks a person; needed for production
 	Progress func(step, say string)                       // is told of each step that is done; nil for none
 	Now      func() time.Time                             // nil for time.Now
@@ -250,6 +256,8 @@ func (r *run) do(ctx context.Context, s plan.Step) error {
 	switch s.Name {
 	case plan.StepEnvironment:
 		return r.environment(s)
+	case plan.StepShares:
+		return r.share(ctx, s, r.holders[on])
 	case plan.StepToken:
 		return r.openToken(ctx, s, r.holders[on])
 	case plan.StepPIN:

@@ -1,6 +1,7 @@
 package ceremony
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/base64"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/pins"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
@@ -326,4 +328,27 @@ func (r *run) recallOperatorKey(s plan.Step, ob audit.Object) error {
 	}
 	r.signers[Role(s.Of)], err = newAuthority(key)
 	return err
+}
+
+// share makes a new token's SO PIN and has its shares kept, one at a time. Nobody
+// sees the PIN itself; a rehearsal's shares are forgotten.
+func (r *run) share(ctx context.Context, s plan.Step, h *holder) error {
+	begin := audit.Object{"shares": h.plan.Shares, "threshold": h.plan.Threshold}
+	return r.step(s, fmt.Sprintf("%d shares are kept, any %d give the SO PIN", h.plan.Shares, h.plan.Threshold), begin, func() (audit.Object, error) {
+		pin, shares, err := pins.Split(h.plan.Threshold, h.plan.Shares)
+		if err != nil {
+			return nil, err
+		}
+		h.so.Wipe()
+		h.so = pin
+		if r.opts.Rehearse {
+			return audit.Object{"kept": 0}, nil
+		}
+		for i, one := range shares {
+			if err := r.opts.KeepShare(ctx, i+1, len(shares), one); err != nil {
+				return audit.Object{"kept": i}, err
+			}
+		}
+		return audit.Object{"kept": len(shares)}, nil
+	})
 }

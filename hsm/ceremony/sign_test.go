@@ -30,7 +30,8 @@ func TestPeopleAndTheAuditKeySign(t *testing.T) {
 	dir, tok := t.TempDir(), softhsm.New(t)
 	text := strings.Replace(script(t, "demo.yaml"), "new: true\n  label: postern-demo", "serial: '"+tok.Serial+"'", 1)
 	text += "people:\n"
-	for name, role := range map[string]string{"alice": "administrator", "bob": "witness"} {
+	for _, who := range [][2]string{{"alice", "administrator"}, {"bob", "witness"}} {
+		name, role := who[0], who[1]
 		sshKeygen(t, "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, name))
 		pub, err := os.ReadFile(filepath.Join(dir, name+".pub"))
 		if err != nil {
@@ -47,7 +48,8 @@ func TestPeopleAndTheAuditKeySign(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := ceremony.Options{Out: filepath.Join(dir, "out"), PIN: pins.FromFile(tok.PINFile(t)), Signatures: map[string]string{}}
-	for name, purpose := range map[string]string{"alice": people.ForPlan, "bob": people.ForTranscript} { // bob's is for something else
+	for _, who := range [][2]string{{"alice", people.ForPlan}, {"bob", people.ForTranscript}} { // bob's is for something else
+		name, purpose := who[0], who[1]
 		sshKeygen(t, "-q", "-Y", "sign", "-n", purpose, "-f", filepath.Join(dir, name), path)
 		if err := os.Rename(path+".sig", path+"."+name); err != nil {
 			t.Fatal(err)

@@ -345,6 +345,13 @@ func (r *run) pinsOf(ctx context.Context, h *holder) (err error) {
 	officerActs := h.plan.New && !r.isDone(plan.Step{Name: plan.StepPIN, Of: string(h.plan.On)}) ||
 		r.plan.Kind == plan.Unlock && !r.isDone(plan.Step{Name: plan.StepUnlock, Of: string(h.plan.On)}) ||
 		r.plan.Kind == plan.Erase && !r.isDone(plan.Step{Name: plan.StepErase, Of: string(h.plan.On)})
+	if h.plan.Shares > 0 && officerActs {
+		if r.opts.KeepShare == nil || r.opts.AskShares == nil {
+			return &Error{Err: fmt.Errorf("%w: shares are shown to people", ErrUnattended), Hint: "run it at a terminal, or rehearse it"}
+		}
+		officerActs = r.isDone(plan.Step{Name: plan.StepShares, Of: string(h.plan.On)})
+		officer = r.opts.AskShares(h.plan.Threshold)
+	}
 	if officerActs {
 		if err := get(&h.so, officer, "the security officer's PIN"+of); err != nil {
 			return err

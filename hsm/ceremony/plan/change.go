@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -148,5 +149,28 @@ func (d *decoder) together(p Plan, doc *yaml.Node) {
 	}
 	if !roles["administrator"] || !roles["witness"] {
 		d.fault(n, "people", "", "need an administrator and a witness")
+	}
+}
+
+// shares reads into how many shares an SO PIN is split, and how many give it back.
+func (d *decoder) shares(t *Token, n *yaml.Node, path string) {
+	d.mapping(n, path, field{"shares", true, d.number(&t.Shares, 2, 16)}, field{"threshold", true, d.number(&t.Threshold, 2, 16)})
+	if t.Threshold > t.Shares {
+		d.fault(n, path+".threshold", "", "is more than there are shares")
+	}
+}
+
+func (d *decoder) number(dst *int, least, most int) func(*yaml.Node, string) {
+	return func(n *yaml.Node, path string) {
+		s, ok := d.scalar(n, path)
+		if !ok {
+			return
+		}
+		v, err := strconv.Atoi(s)
+		if err != nil || v < least || v > most {
+			d.fault(n, path, "", "must be a number from %d to %d", least, most)
+			return
+		}
+		*dst = v
 	}
 }

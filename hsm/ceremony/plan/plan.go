@@ -116,6 +116,8 @@ type Token struct {
 	New    bool   // initialize the token in an empty slot, with Label
 	Label  string
 	Serial string // an initialized and empty token
+
+	Shares, Threshold int // of a new token's SO PIN; 0: people bring one
 }
 
 // A Person takes part in a ceremony, and signs its plan and its transcript.

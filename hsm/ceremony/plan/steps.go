@@ -20,6 +20,7 @@ func (s Step) String() string {
 // The names of steps.
 const (
 	StepEnvironment = "environment"  // what the ceremony runs on
+	StepShares      = "shares"       // the SO PIN is made and split, and people keep the shares
 	StepToken       = "token"        // a token is selected, or initialized
 	StepPIN         = "pin"          // its PIN is set and tried, and it is empty
 	StepKeys        = "keys"         // its keys are generated
@@ -42,6 +43,9 @@ const (
 func (p Plan) Steps() []Step {
 	out := []Step{{StepEnvironment, ""}}
 	for _, t := range p.Tokens {
+		if t.Shares > 0 {
+			out = append(out, Step{StepShares, string(t.On)})
+		}
 		out = append(out, Step{StepToken, string(t.On)})
 		if p.Kind == Unlock {
 			out = append(out, Step{StepUnlock, string(t.On)})

@@ -56,6 +56,8 @@ func explain(p plan.Plan, s plan.Step) string {
 	switch s.Name {
 	case plan.StepEnvironment:
 		return "The program, the module and the machine are recorded. The plan's digest is shown: compare it."
+	case plan.StepShares:
+		return fmt.Sprintf("The SO PIN is made and split into %d shares, any %d of which give it back. Each is shown to one person alone, who writes it down and enters it again.", t.Shares, t.Threshold)
 	case plan.StepToken:
 		if t.New {
 			return fmt.Sprintf("The empty token in the only free slot is initialized as %q.", t.Label)
@@ -77,6 +79,14 @@ func explain(p plan.Plan, s plan.Step) string {
 		return "The certificate's draft, signed by a throw-away key, is compared with the plan."
 	case plan.StepCertificate:
 		return fmt.Sprintf("The key %s signs the same bytes; %s is written. Compare its SHA-256.", p.Issuer(plan.Role(s.Of)), plan.Role(s.Of).File())
+	case plan.StepUnlock:
+		return "The security officer sets a new user PIN."
+	case plan.StepErase:
+		return "Everything on the token is destroyed. Compare its serial once more before."
+	case plan.StepRequest:
+		return "The CA's key signs a request for its certificate. Compare the file's SHA-256 with whoever signs it."
+	case plan.StepReceive:
+		return "The CA's certificate and those above it are taken from a file, and compared with the plan."
 	case plan.StepLeave:
 		return "The token is closed. Take it out now, put it into its bag and note the bag's number here."
 	case plan.StepOperatorKey:
