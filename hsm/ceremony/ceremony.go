@@ -18,8 +18,9 @@
 // # What it does not protect against
 //
 // The module and the machine are believed: what the transcript says about the
-// token is what the module answered. The transcript is chained but not signed, so
-// people have to keep its digest, which [Run] returns. A step that failed is not
+// token is what the module answered. The transcript is chained, and signed by the
+// audit key that it tells of itself: people have to keep its digest, which [Run]
+// returns, or sign it too. A step that failed is not
 // undone: keys that were made stay on the token, and it is for people to erase it,
 // or to go on with the same plan and folder where the ceremony stopped.
 // The operator CA's key and the key of the challenges' tags are files.
