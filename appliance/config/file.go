@@ -92,7 +92,7 @@ type Audit struct {
 // Keyholder is what the role with the token keeps and allows by itself.
 type Keyholder struct {
 	State        string `yaml:"state"`          // its folder; default: keyholder, beside the authority's
-	MarkEvery    string `yaml:"mark_every"`     // how often the newest checkpoint is kept on the token; default 10m
+	MarkEvery    string `yaml:"mark_every"`     // how often the newest checkpoint is kept on the token; default 10m, on SoftHSM 1m
 	MaxPerSecond int    `yaml:"max_per_second"` // certificates that each CA signs, at most; default 2000
 }
 

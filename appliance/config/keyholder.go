@@ -2,6 +2,7 @@ package config
 
 import (
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -20,7 +21,18 @@ func (l *loader) keyholder() {
 		l.fault("keyholder.max_per_second", "is 1 to 1000000 certificates", "")
 	}
 	l.c.KeyholderState, l.c.KeyholderRate = k.State, k.MaxPerSecond
-	l.c.MarkEvery = l.duration("keyholder.mark_every", k.MarkEvery, 10*time.Minute, time.Second, 24*time.Hour)
+	l.c.MarkEvery = l.duration("keyholder.mark_every", k.MarkEvery, l.markEvery(), time.Second, 24*time.Hour)
+}
+
+// markEvery spares a real token's memory, which bears so many writes; SoftHSM's is a
+// file, and there a minute costs nothing.
+func (l *loader) markEvery() time.Duration {
+	for _, t := range l.c.Tokens {
+		if strings.HasPrefix(filepath.Base(t.Module), "libsofthsm2") {
+			return time.Minute
+		}
+	}
+	return 10 * time.Minute
 }
 
 // links fills in what the units of this project have.
