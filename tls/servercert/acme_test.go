@@ -117,7 +117,7 @@ func TestACMETakesWhatComesAndKeepsTheOldOne(t *testing.T) {
 			"nothing":                   func() { c.err = errDown },
 			"other names":               func() { c.put(t, a, "b.example") },
 			"another certificate's key": func() { c.chain, c.key, c.err = [][]byte{other}, bytes.Clone(otherKey[:len(otherKey)-1]), nil },
-			"no key":                    func() { c.key = nil },
+			"no key":                    func() { c.put(t, a, "a.example"); c.key = nil },
 			"no chain":                  func() { c.put(t, a, "a.example"); c.chain = nil },
 			"half a certificate":        func() { c.chain, c.key = [][]byte{other[:100]}, otherKey },
 		} {
