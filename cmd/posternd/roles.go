@@ -52,10 +52,8 @@ func serve(ctx context.Context, o options, role string) error {
 		return err
 	}
 	log = log.With(zap.String("role", role))
-	if (role == rpc.RoleDevices || role == rpc.RoleOperators) && os.Getenv("GOMAXPROCS") == "" {
-		// A gate computes a sixth of what the token does for the same request, and waits
-		// for nothing but sockets: more threads would wake each other up for nothing.
-		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/4))
+	if n := threads(role); n > 0 && os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(n)
 	}
 	defer func() { _ = log.Sync() }()
 	ctx, cancel := context.WithCancel(ctx)
@@ -76,6 +74,20 @@ func serve(ctx context.Context, o options, role string) error {
 		return nil // it was told to stop before it had begun
 	}
 	return err
+}
+
+// threads is how many threads of a role compute at once; 0 leaves it to the runtime.
+// The token takes most of the machine: a gate computes a sixth of what the token does
+// for the same request, the authority a third, and more threads would wake each
+// other up for nothing.
+func threads(role string) int {
+	switch role {
+	case rpc.RoleDevices, rpc.RoleOperators:
+		return max(1, runtime.NumCPU()/4)
+	case rpc.RoleAuthority:
+		return max(1, runtime.NumCPU()/2)
+	}
+	return 0
 }
 
 // joined takes what was handed over: by the parent, or by the service manager.

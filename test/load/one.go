@@ -26,7 +26,7 @@ func oneProcess(ctx context.Context, path string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := os.Setenv("SOFTHSM2_CONF", cfg.Token.SoftHSM2Conf); err != nil {
+	if err := os.Setenv("SOFTHSM2_CONF", cfg.SoftHSM2Conf); err != nil {
 		return err
 	}
 	debug.SetGCPercent(400) // as posternd
