@@ -174,13 +174,17 @@ func decodeSlot(body []byte) (c *audit.Chain, counter uint64, err error) {
 		frontier[i] = [32]byte(body[slotHead+32*i:])
 	}
 	c, err = audit.ResumeChain(size, prev, frontier)
-	return c, counter, err
+	if err != nil {
+		return nil, 0, ErrHeadFile
+	}
+	return c, counter, nil
 }
 
-// write puts a chain into the older slot, durably.
+// write puts a chain into the older slot, durably. After a failure that slot is the
+// one to be written again: the other is the only one that is surely whole.
 func (h *headFile) write(c *audit.Chain) error {
-	h.counter++
-	slot, at := encodeSlot(c, h.counter), int64(h.counter%2)*slotSize
+	next := h.counter + 1
+	slot, at := encodeSlot(c, next), int64(next%2)*slotSize
 	// One call that returns when it is on the disk.
 	n, err := unix.Pwritev2(int(h.f.Fd()), [][]byte{slot}, at, unix.RWF_DSYNC)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) { // an old kernel or file system
@@ -190,6 +194,9 @@ func (h *headFile) write(c *audit.Chain) error {
 	}
 	if err == nil && n != len(slot) {
 		err = io.ErrShortWrite
+	}
+	if err == nil {
+		h.counter = next
 	}
 	return err
 }

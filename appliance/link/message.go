@@ -150,6 +150,15 @@ func (d *Decoder) Bytes(most int) []byte {
 	return p
 }
 
+// Fixed reads octets behind their number, which has to be that of to.
+func (d *Decoder) Fixed(to []byte) {
+	if p := d.Bytes(len(to)); len(p) != len(to) {
+		d.fail()
+	} else {
+		copy(to, p)
+	}
+}
+
 // String reads a text of at most most octets.
 func (d *Decoder) String(most int) string { return string(d.Bytes(most)) }
 

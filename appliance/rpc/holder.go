@@ -151,12 +151,7 @@ func messages(batch []audit.Line) (all []link.Told) {
 			size += len(batch[n].Raw)
 			n++
 		}
-		e := link.Sized(size + 8*n + 8)
-		e.Uint(uint64(n))
-		for _, l := range batch[:n] {
-			e.Bytes(l.Raw)
-		}
-		all = append(all, link.Told{Verb: verbFollow, Message: e})
+		all = append(all, link.Told{Verb: verbFollow, Message: encodeLines(batch[:n])})
 		batch = batch[n:]
 	}
 	return all
@@ -353,9 +348,7 @@ func (h *Holder) SignCertificate(ctx context.Context, name string, tbs []byte, i
 // SignCheckpoint implements [audit.CheckpointSigner].
 func (h *Holder) SignCheckpoint(ctx context.Context, head audit.Head) ([]byte, error) {
 	e := link.Sized(128)
-	e.Uint(head.Size)
-	e.Bytes(head.Prev[:])
-	e.Bytes(head.Root[:])
+	encodeHead(e, head)
 	d, err := h.call(ctx, verbSignCheckpoint, e)
 	if err != nil {
 		return nil, err

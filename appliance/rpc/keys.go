@@ -142,7 +142,7 @@ func gateTable(k GateKeys) map[string]map[link.Verb]link.Handler {
 }
 
 func decodeKeyID(d *link.Decoder) (id KeyID) {
-	copy(id[:], d.Bytes(len(id)))
+	d.Fixed(id[:])
 	return id
 }
 

@@ -2,10 +2,7 @@ package rpc
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
-
-	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/postern-pki/postern/appliance/link"
 	"github.com/postern-pki/postern/audit"
@@ -93,7 +90,7 @@ func KeyholderTable(gates GateKeys, k LogKeys) map[string]map[link.Verb]link.Han
 			return answer(out)(k.SignCertificate(ctx, name, tbs, intent))
 		}},
 		verbSignCheckpoint: {Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
-			h := audit.Head{Size: d.Uint(), Prev: decodeSum(d), Root: tlog.Hash(decodeSum(d))}
+			h := decodeHead(d)
 			if err := d.Err(); err != nil {
 				return err
 			}
@@ -120,26 +117,52 @@ func KeyholderTable(gates GateKeys, k LogKeys) map[string]map[link.Verb]link.Han
 }
 
 func follow(ctx context.Context, k LogKeys, d *link.Decoder) error {
-	var lines []audit.Line
-	for _, raw := range d.List(maxLines, maxLine) {
-		l, err := audit.ParseLine(raw)
-		if err != nil {
-			return toFault(fmt.Errorf("%w: %w", ErrLine, err))
-		}
-		lines = append(lines, l)
+	lines, err := decodeLines(d)
+	if err == nil {
+		err = k.Follow(ctx, lines)
 	}
-	if err := d.Err(); err != nil {
-		return toFault(fmt.Errorf("%w: %w", ErrLine, err))
-	}
-	if err := k.Follow(ctx, lines); err != nil {
+	if err != nil {
 		return toFault(fmt.Errorf("%w: %w", ErrLine, err))
 	}
 	return nil
 }
 
-func decodeSum(d *link.Decoder) (sum [sha256.Size]byte) {
-	copy(sum[:], d.Bytes(len(sum)))
-	return sum
+func encodeLines(lines []audit.Line) *link.Encoder {
+	size := 0
+	for _, l := range lines {
+		size += len(l.Raw)
+	}
+	e := link.Sized(size + 8*len(lines) + 8)
+	e.Uint(uint64(len(lines)))
+	for _, l := range lines {
+		e.Bytes(l.Raw)
+	}
+	return e
+}
+
+func decodeLines(d *link.Decoder) ([]audit.Line, error) {
+	var lines []audit.Line
+	for _, raw := range d.List(maxLines, maxLine) {
+		l, err := audit.ParseLine(raw)
+		if err != nil {
+			return nil, err
+		}
+		lines = append(lines, l)
+	}
+	return lines, d.Err()
+}
+
+func encodeHead(e *link.Encoder, h audit.Head) {
+	e.Uint(h.Size)
+	e.Bytes(h.Prev[:])
+	e.Bytes(h.Root[:])
+}
+
+func decodeHead(d *link.Decoder) (h audit.Head) {
+	h.Size = d.Uint()
+	d.Fixed(h.Prev[:])
+	d.Fixed(h.Root[:])
+	return h
 }
 
 func encodeFacts(e *link.Encoder, f HolderFacts) {
