@@ -87,6 +87,18 @@ func (a *Authority) Operate(ctx context.Context, role string, c rpc.Call) (rpc.A
 	return a.operators.Operate(ctx, c)
 }
 
+// Refuse records what a gate asked for that its link does not have, or in a message
+// that could not be read: no gate that is its own does that.
+func (a *Authority) Refuse(role string, verb uint8, why error) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
+	defer cancel()
+	_, err := a.log.Append(ctx, audit.Entry{Event: "security", Outcome: "alert", Actor: audit.Actor{Kind: "gate", ID: role},
+		Object: audit.Object{"what": "a gate asked for what is not its own", "verb": int64(verb), "why": why.Error()}})
+	if err != nil {
+		a.env.Zap.Error("what a gate asked for could not be recorded", zap.String("role", role), zap.Error(err))
+	}
+}
+
 // Chain is the listeners' certificate; none where files have it.
 func (a *Authority) Chain() [][]byte {
 	if a.cert == nil {

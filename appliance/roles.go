@@ -89,7 +89,7 @@ func (r *running) keyholder(ctx context.Context) (err error) {
 		}
 	}()
 	s := link.NewServer(link.ServerOptions{Self: r.hello(), Verbs: rpc.KeyholderTable(k, k), Log: r.env.Zap.Named("link"),
-		Refused: func(role string, v link.Verb) { k.Refuse(role, uint8(v)) }})
+		Refused: func(role string, v link.Verb, why error) { k.Refuse(role, uint8(v), why) }})
 	stop := r.accept(ctx, s)
 	defer stop()
 	r.ready()
@@ -145,7 +145,8 @@ func (r *running) authority(ctx context.Context) (err error) {
 		return err
 	}
 	defer closeWithin(ctx, &err, a.Close)
-	s := link.NewServer(link.ServerOptions{Self: r.hello(), Verbs: a.Verbs().Table(), Log: r.env.Zap.Named("link")})
+	s := link.NewServer(link.ServerOptions{Self: r.hello(), Verbs: a.Verbs().Table(), Log: r.env.Zap.Named("link"),
+		Refused: func(role string, v link.Verb, why error) { a.Refuse(role, uint8(v), why) }})
 	stop := r.accept(ctx, s)
 	defer stop()
 	r.ready()

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -47,15 +48,26 @@ func (a *Authority) askHolder(ctx context.Context) (rpc.HolderStatus, error) {
 	if len(s.Refused) == 0 {
 		return s, nil
 	}
-	o := audit.Object{"refused": s.Refused}
-	if s.Lost > 0 {
-		o["lost"] = s.Lost
-	}
-	_, err = a.log.Append(context.WithoutCancel(ctx), audit.Entry{Event: "keyholder", Outcome: "refused", Actor: audit.Actor{Kind: "system", ID: "keyholder"}, Object: o})
+	_, err = a.log.AppendAll(context.WithoutCancel(ctx), refusals(s)...)
 	if err != nil {
 		a.env.Zap.Error("what the keyholder refused could not be recorded", zap.Strings("refused", s.Refused), zap.Error(err))
 	}
 	return s, nil
+}
+
+// refusals are the records of what the keyholder refused. Few stand in each: who
+// asks for what is refused chooses some of the words, and must not make a record
+// that is too long to be kept.
+func refusals(s rpc.HolderStatus) []audit.Entry {
+	const few = 16
+	var all []audit.Entry
+	for part := range slices.Chunk(s.Refused, few) {
+		all = append(all, audit.Entry{Event: "keyholder", Outcome: "refused", Actor: audit.Actor{Kind: "system", ID: "keyholder"}, Object: audit.Object{"refused": part}})
+	}
+	if s.Lost > 0 {
+		all[len(all)-1].Object["lost"] = s.Lost
+	}
+	return all
 }
 
 // status is how the appliance is, with every reason why it is not good.

@@ -159,14 +159,17 @@ func (p *Pipeline) worn(ctx context.Context, q *proven, v *verdict) (yes bool, f
 }
 
 // unserved records a request that was neither granted nor refused.
-func (p *Pipeline) unserved(ctx context.Context, id string, r protocol.Request) {
+func (p *Pipeline) unserved(ctx context.Context, id string, r protocol.Request, err error) {
 	why := "fault of the appliance"
-	if ctx.Err() != nil {
+	switch {
+	case errors.Is(err, protocol.ErrUnknownProfile): // a gate that is its own asks for the profile first
+		why = "unknown profile"
+	case ctx.Err() != nil:
 		why = "not decided in time"
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
 	defer cancel()
-	_, err := p.log.Append(ctx, audit.Entry{Event: "message", Outcome: "rejected", Request: id, Actor: audit.Actor{Kind: "device", Source: r.Source},
+	_, err = p.log.Append(ctx, audit.Entry{Event: "message", Outcome: "rejected", Request: id, Actor: audit.Actor{Kind: "device", Source: r.Source},
 		Object: audit.Object{"protocol": r.Protocol, "profile": cut(r.Profile), "why": why, "signer_cert": digest(r.Proof.SignerCert)}})
 	if err != nil {
 		p.zap.Error("a request that was not decided could not be recorded", zap.String("request", id), zap.Error(err))
@@ -180,6 +183,7 @@ func (p *Pipeline) Reject(ctx context.Context, r protocol.Rejected) (string, err
 	if r.Served {
 		out = "served"
 	}
+	r.Protocol, r.Source = cut(r.Protocol), cut(r.Source)
 	o := audit.Object{"protocol": r.Protocol, "kind": r.Kind.String(), "bytes": r.Bytes}
 	for key, value := range map[string]string{
 		"profile": r.Profile, "operation": r.Operation, "why": r.Why, "transaction": r.Transaction,

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/postern-pki/postern/appliance/rpc"
@@ -56,9 +57,10 @@ func (k *Keyholder) wanted() (done func()) {
 	return k.o.Wanted()
 }
 
-// Refuse records what a role asked for that its link does not have.
-func (k *Keyholder) Refuse(role string, verb uint8) {
-	k.refusals.add(fmt.Sprintf("verb %d by the link of %s", verb, role))
+// Refuse records what a role asked for that its link does not have, or in a message
+// that could not be read.
+func (k *Keyholder) Refuse(role string, verb uint8, why error) {
+	k.refusals.add(fmt.Sprintf("verb %d by the link of %s: %v", verb, role, why))
 }
 
 // Facts implements [rpc.LogKeys].
@@ -108,7 +110,8 @@ func (r *refusals) add(what string) {
 		r.lost++
 		return
 	}
-	r.list = append(r.list, what[:min(len(what), maxRefusal)])
+	// Some of the words are the asker's: what is cut has to be a text still.
+	r.list = append(r.list, strings.ToValidUTF8(what[:min(len(what), maxRefusal)], "\uFFFD"))
 }
 
 func (r *refusals) drain() (list []string, lost uint64) {

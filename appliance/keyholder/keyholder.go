@@ -227,6 +227,7 @@ func (k *Keyholder) Follow(_ context.Context, batch []audit.Line) error {
 		}
 		if l.Record.Seq+1 == k.mark.size && k.chain.Head().Root != k.mark.root {
 			k.wrong = fmt.Errorf("%w: its first %d records are not those of the mark on the token", rpc.ErrLine, k.mark.size)
+			k.refusals.add(k.wrong.Error())
 			return k.wrong
 		}
 		if in, ok := audit.IntentOf(l); ok {
@@ -307,6 +308,7 @@ func (k *Keyholder) SignCheckpoint(ctx context.Context, h audit.Head) ([]byte, e
 		k.refusals.add(fmt.Sprintf("a checkpoint of %d lines with root %x; the log that it followed has %d with root %x", h.Size, h.Root[:8], own.Size, own.Root[:8]))
 		return nil, fmt.Errorf("%w: it has %d lines with root %x, and this one %d with root %x", rpc.ErrNotHead, own.Size, own.Root[:8], h.Size, h.Root[:8])
 	case own.Size < known:
+		k.refusals.add(fmt.Sprintf("a checkpoint of %d lines; the mark on the token knows of %d", h.Size, known))
 		return nil, fmt.Errorf("%w: the mark on the token knows of %d lines, and this log has %d", rpc.ErrNotHead, known, own.Size)
 	}
 	if err := k.keepHead(h.Size); err != nil {

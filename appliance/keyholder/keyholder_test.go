@@ -49,12 +49,15 @@ type world struct {
 	holder *keyholder.Keyholder
 	by     note.Verifier
 	issuer *issuer.Issuer
+	soft   softhsm.Token
+	token  *hsm.Token
+	o      keyholder.Options
 
 	chain audit.Chain
 	lines []audit.Line
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, changes ...func(*world)) *world {
 	t.Helper()
 	tok := softhsm.New(t)
 	config := hsm.Config{Module: tok.Module, Serial: tok.Serial, Label: tok.Label, PIN: hsm.PINFrom(hsm.NewPIN([]byte(tok.PIN))), Sessions: 4, Deadline: 10 * time.Second}
@@ -66,7 +69,7 @@ func newWorld(t *testing.T) *world {
 	key := func(p hsm.Purpose, label string) *hsm.Key {
 		return must[*hsm.Key](t)(token.Key(t.Context(), hsm.KeySpec{Purpose: p, Label: label}))
 	}
-	w := &world{t: t, caKey: key(hsm.CA, "ca")}
+	w := &world{t: t, soft: tok, token: token, caKey: key(hsm.CA, "ca")}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Corp CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(10_000 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
@@ -74,10 +77,14 @@ func newWorld(t *testing.T) *world {
 	w.ca = must[*x509.Certificate](t)(x509.ParseCertificate(must[[]byte](t)(x509.CreateCertificate(rand.Reader, template, template, w.caKey.Public(), w.caKey))))
 	auditKey := key(hsm.Audit, "audit")
 	w.by = must[note.Verifier](t)(audit.ECDSANoteVerifier(origin, auditKey.Public().(*ecdsa.PublicKey)))
-	w.holder = must[*keyholder.Keyholder](t)(keyholder.New(t.Context(), keyholder.Options{Origin: origin, Audit: auditKey, CAs: map[string]keyholder.CA{"corp": {Key: w.caKey, Limits: issuer.Limits{
+	w.o = keyholder.Options{Origin: origin, Audit: auditKey, CAs: map[string]keyholder.CA{"corp": {Key: w.caKey, Limits: issuer.Limits{
 		MaxValidity: 1000 * time.Hour, NotAfter: w.ca.NotAfter, Issuer: w.ca.RawSubject, IssuerSPKI: w.ca.RawSubjectPublicKeyInfo,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
-	}}}}))
+	}}}, Token: token}
+	for _, change := range changes {
+		change(w)
+	}
+	w.holder = must[*keyholder.Keyholder](t)(keyholder.New(t.Context(), w.o))
 	w.issuer = must[*issuer.Issuer](t)(issuer.New("corp", w.ca, w.holder, issuer.Options{}))
 	w.feed(w.line("log.genesis", "ok", nil))
 	return w

@@ -57,7 +57,8 @@ var (
 // A Code classifies a fault, so that it can be told from others at the other end.
 type Code uint16
 
-// The codes that a link itself uses; the messages have theirs from FirstCode on.
+// The codes that a link itself uses; the messages have theirs from FirstCode on, as
+// bits beside which one of the link's may stand.
 const (
 	CodeOther    Code = iota // see the text
 	CodeRefused              // this verb is not for this link

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -65,7 +66,7 @@ type peer struct {
 
 func (p *peer) server(self link.Hello) *link.Server {
 	p.hung = make(chan struct{})
-	return link.NewServer(link.ServerOptions{Self: self, Refused: func(role string, v link.Verb) {
+	return link.NewServer(link.ServerOptions{Self: self, Refused: func(role string, v link.Verb, _ error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.refused = append(p.refused, fmt.Sprint(role, v))
@@ -227,8 +228,8 @@ func TestFaultsKeepTheirCode(t *testing.T) {
 	if _, err := c.Call(t.Context(), echo, new(link.Encoder)); err == nil {
 		t.Error("a message that is cut off was taken")
 	}
-	if len(p.refused) != 1 || p.refused[0] != fmt.Sprint("gate", secret) {
-		t.Errorf("refused: %v", p.refused)
+	if want := []string{fmt.Sprint("gate", secret), fmt.Sprint("gate", echo)}; !slices.Equal(p.refused, want) {
+		t.Errorf("refused: %v, want %v", p.refused, want)
 	}
 	if _, err := c.Call(t.Context(), echo, say("still there")); err != nil {
 		t.Error(err)

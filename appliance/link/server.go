@@ -28,8 +28,9 @@ type ServerOptions struct {
 	Self Hello
 	// Verbs is what each role may ask for. A role that is not in it is turned away.
 	Verbs map[string]map[Verb]Handler
-	// Refused is told of a verb that a role asked for and may not; it may be nil.
-	Refused func(role string, v Verb)
+	// Refused is told of a verb that a role asked for and may not, and of a message
+	// that could not be read; it may be nil.
+	Refused func(role string, v Verb, why error)
 	Log     *zap.Logger
 }
 
@@ -136,10 +137,9 @@ func (p *peerConn) read(ctx context.Context) error {
 func (p *peerConn) take(ctx context.Context, f frame) error {
 	h, ok := p.s.o.Verbs[p.role][f.verb]
 	if !ok {
-		if p.s.o.Refused != nil {
-			p.s.o.Refused(p.role, f.verb)
-		}
-		return p.answer(f, nil, &Fault{Code: CodeRefused, Text: fmt.Sprintf("verb %d is not for the link of %s", f.verb, p.role)})
+		fault := &Fault{Code: CodeRefused, Text: fmt.Sprintf("verb %d is not for the link of %s", f.verb, p.role)}
+		p.refused(f.verb, fault)
+		return p.answer(f, nil, fault)
 	}
 	if h.Ordered || f.kind == kindTell {
 		out := new(Encoder)
@@ -177,7 +177,17 @@ func (p *peerConn) do(ctx context.Context, h Handler, f frame, out *Encoder) (er
 			err = &Fault{Code: CodeOther, Text: "a fault of the program"}
 		}
 	}()
-	return h.Do(ctx, NewDecoder(f.body), out)
+	err = h.Do(ctx, NewDecoder(f.body), out)
+	if err != nil && faultOf(err).Code%FirstCode == CodeMessage {
+		p.refused(f.verb, err)
+	}
+	return err
+}
+
+func (p *peerConn) refused(v Verb, why error) {
+	if p.s.o.Refused != nil {
+		p.s.o.Refused(p.role, v, why)
+	}
 }
 
 // answer sends what came out. Something told that was not taken ends the connection.

@@ -36,7 +36,7 @@ var faults = [...]error{
 
 // toFault makes an error one that the other end can tell from others. A bit of the
 // code stands for each of the errors above, as one error can be several of them.
-func toFault(err error) error {
+func toFault(err error) *link.Fault {
 	code := link.CodeOther
 	for i, known := range faults {
 		if errors.Is(err, known) {

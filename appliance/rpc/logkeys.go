@@ -118,10 +118,12 @@ func KeyholderTable(gates GateKeys, k LogKeys) map[string]map[link.Verb]link.Han
 
 func follow(ctx context.Context, k LogKeys, d *link.Decoder) error {
 	lines, err := decodeLines(d)
-	if err == nil {
-		err = k.Follow(ctx, lines)
-	}
 	if err != nil {
+		f := toFault(fmt.Errorf("%w: %w", ErrLine, err))
+		f.Code |= link.CodeMessage
+		return f
+	}
+	if err := k.Follow(ctx, lines); err != nil {
 		return toFault(fmt.Errorf("%w: %w", ErrLine, err))
 	}
 	return nil
