@@ -24,7 +24,6 @@ const signWithin = 15 * time.Second
 // recorded too: by our fault, or because its sender hung up.
 func (p *Pipeline) Submit(ctx context.Context, r protocol.Request) (out protocol.Outcome, err error) {
 	id, decided := newID(), false
-	r.Protocol, r.Source = cut(r.Protocol), cut(r.Source) // the gate's word, which no record may stumble over
 	defer func() {
 		if !decided { // an error, or a panic on its way up
 			p.unserved(ctx, id, r, err)
