@@ -15,6 +15,8 @@ package roles_test
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net"
@@ -33,6 +35,7 @@ import (
 	"github.com/postern-pki/postern/appliance/link"
 	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/protocol/scep/client"
 	"github.com/postern-pki/postern/test/site"
 )
 
@@ -243,3 +246,8 @@ func fault(t *testing.T, what string, err error, code link.Code) {
 
 // wants notes what the log has to tell at the end.
 func (h *house) wants(words ...string) { h.wanted = append(h.wanted, words...) }
+
+// enrollment is what a device asks with a challenge.
+func enrollment(key *rsa.PrivateKey, c site.Challenge) client.Enrollment {
+	return client.Enrollment{Key: key, Subject: pkix.Name{CommonName: strings.TrimPrefix(c.Subject, "CN=")}, Challenge: []byte(c.Challenge)}
+}
