@@ -231,13 +231,17 @@ const Always = 1 << 30
 // these. The last four may be followed by a colon and the label of the one key that is
 // meant. effect is "rv 0x..." (return this instead of calling; 0 is CKR_OK), "delay N"
 // (milliseconds, before the call), "hold" (before the call, until Spoil is called
-// again, at most 30 s), "flip" (one bit of the answer of Sign or Decrypt), "gone" (the
+// again, at most 30 s), "hang N" (as hold, in one process alone: one that is
+// started after it is spared, and takes N milliseconds to log in), "flip" (one bit of the answer of Sign or Decrypt), "gone" (the
 // token was pulled out: its sessions are lost and no slot has one) or, for Decrypt,
 // "picky 0x..." (return this for a ciphertext that begins with four zeros, as some
 // tokens do for padding that they do not like). It lasts for count calls, in each
 // process that has the module.
 func (s Shim) Spoil(tb testing.TB, function, effect string, count int) {
 	tb.Helper()
+	if err := os.Remove(s.control + ".hung"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		tb.Fatal(err)
+	}
 	tmp := s.control + ".new"
 	if err := os.WriteFile(tmp, fmt.Appendf(nil, "%s %d %s\n", function, count, effect), 0o600); err != nil {
 		tb.Fatal(err)

@@ -101,6 +101,8 @@ static int spoiled(const char *name, CK_SESSION_HANDLE h, struct hit *hit)
 			seen = st.st_ino;
 			seen_ns = st.st_mtim.tv_nsec;
 		}
+		if (left > 0 && strcmp(effect, "hang") == 0 && access(CONTROL ".hung", F_OK) == 0)
+			left = 0; /* another process did, and that is enough */
 		if (left > 0 && meant(name, h)) {
 			tally("spoiled");
 			left--;
@@ -145,7 +147,9 @@ static int before(const char *name, CK_SESSION_HANDLE h, int *flip, CK_RV *rv)
 	}
 	if (strcmp(hit.how, "delay") == 0)
 		usleep(1000 * strtoul(hit.arg, 0, 0));
-	if (strcmp(hit.how, "hold") == 0)
+	if (strcmp(hit.how, "hang") == 0)
+		tally("hung");
+	if (strcmp(hit.how, "hold") == 0 || strcmp(hit.how, "hang") == 0)
 		for (i = 0; i < 6000; i++) { /* 30 s */
 			if (stat(CONTROL, &st) == 0 && (st.st_ino != hit.ino || st.st_mtim.tv_nsec != hit.ns))
 				break;
@@ -249,6 +253,8 @@ static CK_RV login(CK_SESSION_HANDLE h, CK_USER_TYPE u, CK_UTF8CHAR_PTR p, CK_UL
 {
 	tally("Login");
 	SPOIL("Login", h);
+	if (strcmp(effect, "hang") == 0 && access(CONTROL ".hung", F_OK) == 0)
+		usleep(1000 * strtoul(value, 0, 0)); /* a start that takes its time */
 	return real->C_Login(h, u, p, n);
 }
 
