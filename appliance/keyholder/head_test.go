@@ -47,9 +47,9 @@ func summed(data []byte) []byte {
 func FuzzSlot(f *testing.F) {
 	for _, n := range []int{0, 1, 2, 3, 100, 1023} {
 		want := after(f, n)
-		b := encodeSlot(want, uint64(n)) //nolint:gosec // small
+		b := encodeSlot(want, uint64(n))
 		got, counter, err := decodeSlot(b)
-		if err != nil || got.Head() != want.Head() || counter != uint64(n) { //nolint:gosec // small
+		if err != nil || got.Head() != want.Head() || counter != uint64(n) {
 			f.Errorf("%d lines: %+v, %d, %v", n, got, counter, err)
 		}
 		f.Add(b[:64+32*len(want.Frontier())])

@@ -337,7 +337,7 @@ func TestTheRateOfACA(t *testing.T) {
 	}
 	began, signed := time.Now(), 0
 	for i, ticket := range tickets {
-		_, err := ticket.Sign(t.Context(), first+uint64(i)) //nolint:gosec // small
+		_, err := ticket.Sign(t.Context(), first+uint64(i))
 		switch {
 		case err == nil:
 			signed++

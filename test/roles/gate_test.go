@@ -43,7 +43,7 @@ func newGate(t *testing.T) *gate {
 	h := newHouse(t)
 	a, _ := h.honest()
 	g := &gate{house: h, a: a, Authority: rpc.NewAuthority(toAuthority(a, rpc.RoleDevices)), keys: rpc.NewKeyholder(h.toKeyholder(rpc.RoleDevices)), raw: link.NewClient(toAuthority(a, rpc.RoleDevices))}
-	t.Cleanup(func() { _, _, _ = g.Authority.Close(), g.keys.Close(), g.raw.Close() })
+	t.Cleanup(func() { _, _, _ = g.Close(), g.keys.Close(), g.raw.Close() })
 	for _, ready := range []func(context.Context) error{g.Ready, g.keys.Ready, g.raw.Ready} {
 		no(t, ready(h.within()))
 	}
