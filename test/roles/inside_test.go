@@ -130,7 +130,7 @@ func attempts(cfg *config.Config) []attempt {
 		open("read the log", segment, unix.O_RDONLY), open("write the log", segment, unix.O_WRONLY), open("list the state folder", cfg.State, unix.O_RDONLY|unix.O_DIRECTORY),
 		open("read the index", filepath.Join(cfg.State, "index.db"), unix.O_RDONLY),
 		open("read the keyholder's head", filepath.Join(cfg.KeyholderState, "head"), unix.O_RDONLY),
-		open("read the PIN", cfg.PINPath, unix.O_RDONLY), open("read the challenges' key", cfg.ChallengeKeyPath, unix.O_RDONLY),
+		open("read the PIN", cfg.Tokens[0].PINPath, unix.O_RDONLY), open("read the challenges' key", cfg.ChallengeKeyPath, unix.O_RDONLY),
 		open("read the configuration", cfg.Path, unix.O_RDONLY), open("read /etc/passwd", "/etc/passwd", unix.O_RDONLY),
 		socket("TCP", unix.AF_INET, unix.SOCK_STREAM), socket("TCP over IPv6", unix.AF_INET6, unix.SOCK_STREAM), socket("UDP", unix.AF_INET, unix.SOCK_DGRAM),
 		socket("netlink", unix.AF_NETLINK, unix.SOCK_RAW), socket("packets", unix.AF_PACKET, unix.SOCK_RAW), socket("vsock", unix.AF_VSOCK, unix.SOCK_STREAM), socket("the kernel's ciphers", unix.AF_ALG, unix.SOCK_SEQPACKET),
