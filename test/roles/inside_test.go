@@ -80,7 +80,7 @@ func beRole(role string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Setenv("SOFTHSM2_CONF", cfg.Token.SoftHSM2Conf); err != nil {
+	if err := os.Setenv("SOFTHSM2_CONF", cfg.SoftHSM2Conf); err != nil {
 		return err
 	}
 	hands, err := link.NewHands(os.NewFile(supervisor.ControlFD, "control"))

@@ -108,7 +108,7 @@ func newHouse(t *testing.T) *house {
 	t.Helper()
 	h := &house{t: t, s: newSite(t, func(text string) string { return text + "\nkeyholder: {max_per_second: 4}\n" })}
 	h.cfg = must(config.Load(h.s.Config()))(t)
-	t.Setenv("SOFTHSM2_CONF", h.cfg.Token.SoftHSM2Conf)
+	t.Setenv("SOFTHSM2_CONF", h.cfg.SoftHSM2Conf)
 	h.keys = must(appliance.OpenKeyholder(t.Context(), h.cfg, appliance.Env{Version: "test", Now: func() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) }}))(t)
 	t.Cleanup(func() { no(t, h.keys.Close(context.Background())) })
 	return h

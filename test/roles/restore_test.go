@@ -157,8 +157,8 @@ const markLabel = "postern log mark"
 func onToken(t *testing.T, s *site.Site, do func(tok *hsm.Token)) {
 	t.Helper()
 	cfg := must(config.Load(s.Config()))(t)
-	t.Setenv("SOFTHSM2_CONF", cfg.Token.SoftHSM2Conf)
-	tok := must(hsm.Open(t.Context(), hsm.Config{Module: cfg.Token.Module, Serial: cfg.Token.Serial, Label: cfg.Token.Label, PIN: hsm.PINFromFile(cfg.PINPath), Sessions: 2, Deadline: 10 * time.Second}))(t)
+	t.Setenv("SOFTHSM2_CONF", cfg.SoftHSM2Conf)
+	tok := must(hsm.Open(t.Context(), hsm.Config{Module: cfg.Token.Module, Serial: cfg.Token.Serial, Label: cfg.Token.Label, PIN: hsm.PINFromFile(cfg.Tokens[0].PINPath), Sessions: 2, Deadline: 10 * time.Second}))(t)
 	defer func() { no(t, tok.Close()) }()
 	do(tok)
 }
