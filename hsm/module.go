@@ -279,29 +279,6 @@ func (m *Module) InitToken(ctx context.Context, slot Slot, label string, so PIN)
 	})
 }
 
-// EraseToken initializes a token anew under its label: everything on it is gone,
-// its keys for ever, and it has no user PIN. slot says which one by its serial and
-// label, and the officer's PIN is tried once, as in [Module.InitPIN].
-func (m *Module) EraseToken(ctx context.Context, slot Slot, so PIN) error {
-	const op = "erase token"
-	there, err := m.Find(ctx, slot.Serial, slot.Label)
-	if err != nil {
-		return err
-	}
-	if there.SOCountLow || there.SOLocked {
-		return &Error{Op: op, Err: ErrPINCount}
-	}
-	officer := so.reveal() // now, as in InitPIN
-	_, err = bounded(ctx, m, op, func() (struct{}, error) {
-		err := m.p11.InitToken(there.ID, officer, there.Label)
-		if ClassOf(err) == ClassPIN {
-			err = sentinel(op, ErrPIN, err)
-		}
-		return struct{}{}, err
-	})
-	return err
-}
-
 // InitPIN sets the user PIN of a fresh token, as its security officer. It
 // refuses a token that has one, and makes one attempt with the officer's PIN: none
 // (ErrPINCount) where the token counts failed ones, and ErrPIN if it was refused.

@@ -343,3 +343,26 @@ func dataLabel(op, label string) error {
 	}
 	return nil
 }
+
+// EraseToken initializes a token anew under its label: everything on it is gone,
+// its keys for ever, and it has no user PIN. slot says which one by its serial and
+// label, and the officer's PIN is tried once, as in [Module.InitPIN].
+func (m *Module) EraseToken(ctx context.Context, slot Slot, so PIN) error {
+	const op = "erase token"
+	there, err := m.Find(ctx, slot.Serial, slot.Label)
+	if err != nil {
+		return err
+	}
+	if there.SOCountLow || there.SOLocked {
+		return &Error{Op: op, Err: ErrPINCount}
+	}
+	officer := so.reveal() // now, as in InitPIN
+	_, err = bounded(ctx, m, op, func() (struct{}, error) {
+		err := m.p11.InitToken(there.ID, officer, there.Label)
+		if ClassOf(err) == ClassPIN {
+			err = sentinel(op, ErrPIN, err)
+		}
+		return struct{}{}, err
+	})
+	return err
+}
