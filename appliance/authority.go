@@ -24,6 +24,7 @@ import (
 	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/appliance/store/sqlite"
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm/ceremony/newlog"
 	"github.com/postern-pki/postern/hsm/issuer"
 	"github.com/postern-pki/postern/policy/challenge"
 	"github.com/postern-pki/postern/protocol"
@@ -280,10 +281,25 @@ func (a *Authority) genesis() (audit.Entry, error) {
 		id := sha256.Sum256(k.SPKI)
 		keys[k.Name] = hex.EncodeToString(id[:])
 	}
-	return audit.Entry{Event: "log.genesis", Outcome: "ok", Actor: audit.Actor{Kind: "system", ID: "posternd"}, Object: audit.Object{
+	e := audit.Entry{Event: "log.genesis", Outcome: "ok", Actor: audit.Actor{Kind: "system", ID: "posternd"}, Object: audit.Object{
 		"transcript_sha256": hex.EncodeToString(sum[:]),
 		"audit_spki":        base64.StdEncoding.EncodeToString(cert.RawSubjectPublicKeyInfo),
 		"audit_certificate": base64.StdEncoding.EncodeToString(cert.Raw),
 		"keys":              keys,
-	}}, nil
+	}}
+	return e, a.after(e.Object)
+}
+
+// after adds what a ceremony left for the first record of a log that is not the
+// first one here: what there was before, and why there is a new one.
+func (a *Authority) after(ob audit.Object) error {
+	after, err := newlog.Read(a.cfg.State)
+	if err != nil || after == nil {
+		return err
+	}
+	if origin := after.String("origin"); origin != a.cfg.Origin {
+		return fmt.Errorf("%s in %s begins the log %s, and the configuration says origin: %s", newlog.File, a.cfg.State, origin, a.cfg.Origin)
+	}
+	ob["after"] = after
+	return nil
 }

@@ -87,14 +87,11 @@ func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 	return o, nil
 }
 
-// markLabel is the name of the data object that keeps the newest checkpoint.
-const markLabel = "postern log mark"
-
 // marks keeps the newest checkpoint on the token.
 type marks struct{ token *hsm.Token }
 
 func (m marks) Read(ctx context.Context) ([][]byte, error) {
-	notes, err := m.token.ReadData(ctx, markLabel)
+	notes, err := m.token.ReadData(ctx, hsm.MarkLabel)
 	if errors.Is(err, hsm.ErrNoData) {
 		return nil, nil
 	}
@@ -102,7 +99,7 @@ func (m marks) Read(ctx context.Context) ([][]byte, error) {
 }
 
 func (m marks) Replace(ctx context.Context, mark []byte) error {
-	return m.token.ReplaceData(ctx, markLabel, mark)
+	return m.token.ReplaceData(ctx, hsm.MarkLabel, mark)
 }
 
 // purposes maps the configuration's words to the token's.

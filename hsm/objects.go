@@ -229,6 +229,9 @@ func className(v []byte) string {
 	return "0x" + hex.EncodeToString(v)
 }
 
+// MarkLabel is the label of the data object that keeps the log's newest checkpoint.
+const MarkLabel = "postern log mark"
+
 // Bounds of the data objects that are kept on a token, in bytes and in number.
 const (
 	maxData    = 16 << 10

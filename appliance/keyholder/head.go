@@ -1,9 +1,6 @@
 package keyholder
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/audit/headfile"
 )
 
 // ErrHeadFile says that the file which remembers how far the log was followed is
@@ -24,11 +22,8 @@ var ErrHeadFile = errors.New("keyholder: its own record of the log's head is dam
 
 // headFile remembers the head of the log that was followed, over a restart. It has
 // two slots of a fixed size, written in turns, so that a write which is cut short
-// leaves the other one, and no write changes the file's size.
-//
-// A slot: magic (8 octets), counter, size (64 bits each), hash of the last line
-// (32), number of frontier hashes (64 bits), the hashes (32 each), and the SHA-256 of
-// all that. What is behind it in the slot says nothing.
+// leaves the other one, and no write changes the file's size. Package headfile has
+// its form.
 type headFile struct {
 	f *os.File
 
@@ -37,11 +32,6 @@ type headFile struct {
 	counter uint64
 	durable uint64 // lines that the file knows of
 }
-
-const (
-	slotSize  = 4096
-	headMagic = "pstnhead"
-)
 
 // openHead opens the file, or makes it, and returns the chain that it remembers; a
 // new file stands before the first line.
@@ -94,7 +84,7 @@ func makeHead(dir, path string) error {
 		return err
 	}
 	defer func() { _ = h.f.Close() }()
-	if err := h.f.Truncate(2 * slotSize); err != nil {
+	if err := h.f.Truncate(2 * headfile.SlotSize); err != nil {
 		return err
 	}
 	for range 2 {
@@ -116,75 +106,23 @@ func makeHead(dir, path string) error {
 }
 
 func (h *headFile) load() (*audit.Chain, error) {
-	data, err := io.ReadAll(io.LimitReader(h.f, 2*slotSize+1))
+	data, err := io.ReadAll(io.LimitReader(h.f, 2*headfile.SlotSize+1))
 	if err != nil {
 		return nil, fmt.Errorf("keyholder: %w", err)
 	}
-	if len(data) != 2*slotSize {
-		return nil, fmt.Errorf("%w: it has %d octets", ErrHeadFile, len(data))
-	}
-	var best *audit.Chain
-	for i := range 2 {
-		chain, counter, err := decodeSlot(data[i*slotSize : (i+1)*slotSize])
-		if err == nil && (best == nil || counter > h.counter) {
-			best, h.counter, h.durable = chain, counter, chain.Head().Size
-		}
-	}
-	if best == nil {
-		return nil, ErrHeadFile
-	}
-	return best, nil
-}
-
-func encodeSlot(c *audit.Chain, counter uint64) []byte {
-	head, frontier := c.Head(), c.Frontier()
-	b := make([]byte, 0, slotHead+32*len(frontier)+sha256.Size)
-	b = append(b, headMagic...)
-	b = binary.BigEndian.AppendUint64(b, counter)
-	b = binary.BigEndian.AppendUint64(b, head.Size)
-	b = append(b, head.Prev[:]...)
-	b = binary.BigEndian.AppendUint64(b, uint64(len(frontier)))
-	for _, f := range frontier {
-		b = append(b, f[:]...)
-	}
-	sum := sha256.Sum256(b)
-	return append(b, sum[:]...)
-}
-
-// slotHead is the length of what stands before the hashes.
-const slotHead = 64
-
-func decodeSlot(body []byte) (c *audit.Chain, counter uint64, err error) {
-	if len(body) < slotHead || string(body[:8]) != headMagic {
-		return nil, 0, ErrHeadFile
-	}
-	counter = binary.BigEndian.Uint64(body[8:])
-	size := binary.BigEndian.Uint64(body[16:])
-	prev := [32]byte(body[24:56])
-	n := binary.BigEndian.Uint64(body[56:])
-	if n > 64 || len(body) < slotHead+32*int(n)+sha256.Size {
-		return nil, 0, ErrHeadFile
-	}
-	end := slotHead + 32*int(n)
-	if own := sha256.Sum256(body[:end]); !bytes.Equal(own[:], body[end:end+sha256.Size]) {
-		return nil, 0, ErrHeadFile
-	}
-	frontier := make([][32]byte, n)
-	for i := range frontier {
-		frontier[i] = [32]byte(body[slotHead+32*i:])
-	}
-	c, err = audit.ResumeChain(size, prev, frontier)
+	best, counter, err := headfile.Decode(data)
 	if err != nil {
-		return nil, 0, ErrHeadFile
+		return nil, fmt.Errorf("%w: %w", ErrHeadFile, err)
 	}
-	return c, counter, nil
+	h.counter, h.durable = counter, best.Head().Size
+	return best, nil
 }
 
 // write puts a chain into the older slot, durably. After a failure that slot is the
 // one to be written again: the other is the only one that is surely whole.
 func (h *headFile) write(c *audit.Chain) error {
 	next := h.counter + 1
-	slot, at := encodeSlot(c, next), int64(next%2)*slotSize
+	slot, at := headfile.Slot(c, next), int64(next%2)*headfile.SlotSize
 	// One call that returns when it is on the disk.
 	n, err := unix.Pwritev2(int(h.f.Fd()), [][]byte{slot}, at, unix.RWF_DSYNC)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) { // an old kernel or file system

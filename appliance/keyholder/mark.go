@@ -1,6 +1,7 @@
 package keyholder
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,8 @@ type marker struct {
 	note []byte // the newest that was signed; nil: it is on the token
 }
 
-// newMarker reads the mark. Without one the token has seen no log yet.
+// newMarker reads the mark. Without one the token has seen no log yet; one of size 0
+// is what a ceremony left that begins a new log.
 func newMarker(ctx context.Context, o Options, v note.Verifier) (*marker, mark, error) {
 	notes, err := o.Marks.Read(ctx)
 	if err != nil {
@@ -53,8 +55,9 @@ func newMarker(ctx context.Context, o Options, v note.Verifier) (*marker, mark, 
 	var newest mark
 	for _, n := range notes {
 		size, root, err := audit.OpenCheckpoint(n, v)
-		if err != nil {
-			return nil, mark{}, fmt.Errorf("%w: %w", ErrMark, err)
+		if err != nil { // a new log has another origin, which the ceremony has said
+			origin, _, _ := bytes.Cut(n, []byte("\n"))
+			return nil, mark{}, fmt.Errorf("%w: it is of origin %q, and the configuration's is %q: %w", ErrMark, cut(origin), o.Origin, err)
 		}
 		if size > newest.size {
 			newest = mark{size, root}
@@ -68,6 +71,9 @@ func newMarker(ctx context.Context, o Options, v note.Verifier) (*marker, mark, 
 	go m.run(run)
 	return m, newest, nil
 }
+
+// cut shortens what a token says to what a message has room for.
+func cut(b []byte) []byte { return b[:min(len(b), 128)] }
 
 // newest is told of each checkpoint. The first one is kept at once.
 func (m *marker) newest(signed []byte) {

@@ -136,6 +136,9 @@ func confirm(ctx context.Context, i ceremony.Intention) error {
 	}
 	want := i.Digest[len(i.Digest)-8:]
 	state := "Nothing has been changed yet."
+	if i.Found != "" {
+		state = "This was found:\n  " + strings.ReplaceAll(i.Found, "\n", "\n  ") + "\nNothing has been moved yet."
+	}
 	if i.Resume != "" {
 		state = "It was interrupted: " + i.Resume + "."
 	}
@@ -193,6 +196,10 @@ func perform(ctx context.Context, p *printer, plan ceremony.Plan, o ceremony.Opt
 	}
 	if r.KeysFile != "" {
 		p.line("keys and files for the configuration: %s", r.KeysFile)
+	}
+	if r.NewOrigin != "" {
+		p.line("in the service's configuration set   origin: %s   and start it; the old log verifies still, by", r.NewOrigin)
+		p.line("  postern audit verify --dir %s --trust AUDIT.PEM", r.OldLog)
 	}
 	p.line("transcript: %s, %d records", r.Transcript, r.Records)
 	p.line("keep this, the transcript's SHA-256: %s", r.Digest)

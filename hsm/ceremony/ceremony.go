@@ -81,6 +81,7 @@ type Intention struct {
 	Digest string // of the plan, hex
 	Token  string // which one, or ones, in words
 	Out    string
+	Found  string // of a log that is to begin anew: what was found of the old one; else ""
 	Resume string // of an interrupted ceremony: what is done, and what comes next; else ""
 }
 
@@ -150,7 +151,9 @@ type Result struct {
 	Keys         []KeyResult         `json:"keys"`
 	Certificates []CertificateResult `json:"certificates"`
 	KeysFile     string              `json:"keys_file"`
-	Waiting      string              `json:"waiting,omitempty"` // the request to be signed elsewhere before the ceremony goes on
+	NewOrigin    string              `json:"new_origin,omitempty"` // what origin: has to be in the service's configuration
+	OldLog       string              `json:"old_log,omitempty"`    // the folder where it was put
+	Waiting      string              `json:"waiting,omitempty"`    // the request to be signed elsewhere before the ceremony goes on
 	Transcript   string              `json:"transcript"`
 	Records      uint64              `json:"records"`
 	Digest       string              `json:"transcript_sha256"` // to be kept by people
@@ -176,6 +179,7 @@ type run struct {
 	before  transcript.History
 	result  Result
 	cleanup []func()
+	old     oldLog       // of a new log
 	stopped func() error // says that the ceremony is to end before its next step
 }
 
@@ -289,6 +293,14 @@ func (r *run) do(ctx context.Context, s plan.Step) error {
 		return r.secrets(s)
 	case plan.StepDescribe:
 		return r.describe(s)
+	case plan.StepSurvey:
+		return r.survey(ctx, s)
+	case plan.StepAside:
+		return r.moveAside(s)
+	case plan.StepQuote:
+		return r.quote(s)
+	case plan.StepMark:
+		return r.mark(ctx, s)
 	case plan.StepClose:
 		return r.finish(ctx, s)
 	default:

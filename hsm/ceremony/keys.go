@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
@@ -11,10 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/newlog"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
@@ -103,7 +106,7 @@ func (r *run) alreadyMade(ctx context.Context, s plan.Step, h *holder, keys []pl
 		return there, nil
 	}
 	err := h.withToken(ctx, func(t *hsm.Token) error {
-		objects, err := t.Objects(ctx)
+		objects, err := h.objects(ctx, t)
 		if err != nil {
 			return err
 		}
@@ -273,4 +276,46 @@ func (v *verifier) planned(role Role) hsm.KeyPlan {
 	}
 	k, _ := v.plan.Kept(role)
 	return k.KeyPlan
+}
+
+// newLog compares what the new log's first record quotes with what was found, and
+// looks at the mark.
+func (v *verifier) newLog() (string, error) {
+	if v.plan.Kind != plan.NewLog {
+		return "the plan begins none", nil
+	}
+	found, quote, mark := v.named(plan.StepSurvey)[0].End, v.named(plan.StepQuote)[0].End, v.named(plan.StepMark)[0].End
+	after := newlog.After(v.plan, found.Object, v.named(plan.StepAside)[0].End.Object.Strings("aside"), quote.Seq, quote.Prev)
+	text, err := newlog.Encode(after)
+	if err != nil {
+		return "", err
+	}
+	if transcript.Digest(text) != quote.Object.String("sha256") {
+		return "", errors.New("what the new log quotes is not what was found, planned and done")
+	}
+	if newlog.Used(found.Object, v.plan.Log.NewOrigin) {
+		return "", errors.New("the new origin is that of a log that was found")
+	}
+	pub, ok := v.keys[plan.RoleAudit].(*ecdsa.PublicKey)
+	if !ok {
+		return "", errors.New("the audit key is not ECDSA")
+	}
+	by, err := audit.ECDSANoteVerifier(v.plan.Log.NewOrigin, pub)
+	if err != nil {
+		return "", err
+	}
+	size, _, err := audit.OpenCheckpoint([]byte(mark.Object.String("note")), by)
+	if err != nil || size > 0 && mark.Object.Int("found") == 0 {
+		return "", fmt.Errorf("the mark is not one of no line of the new log: %w", err)
+	}
+	return strings.Join(append(newlog.Words(found.Object), "the new log is "+v.plan.Log.NewOrigin), "; "), nil
+}
+
+// objects lists what is on a token. That a service has left its mark on one that has
+// keys already says nothing against it.
+func (h *holder) objects(ctx context.Context, t *hsm.Token) ([]hsm.Object, error) {
+	all, err := t.Objects(ctx)
+	return slices.DeleteFunc(all, func(o hsm.Object) bool {
+		return len(h.keep) > 0 && o.Class == "data" && o.Label == hsm.MarkLabel
+	}), err
 }

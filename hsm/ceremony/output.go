@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm/ceremony/newlog"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
@@ -160,6 +161,8 @@ func leaves(s plan.Step) (name string, secret bool) {
 		return ChallengeFile, true
 	case plan.StepDescribe:
 		return KeysFile, false
+	case plan.StepQuote:
+		return newlog.File, false
 	}
 	return "", false
 }
@@ -311,4 +314,31 @@ func (r *run) changedFile() any {
 		f.Certificates[string(c.Role)] = c.Role.File()
 	}
 	return f
+}
+
+// files compares what lies beside the transcript; it may have been moved alone.
+func (v *verifier) files() (string, error) {
+	same, absent := 0, 0
+	for _, f := range v.named(plan.StepClose)[0].End.Object.Objects("files") {
+		name := f.String("file")
+		if name == "" || name != filepath.Base(name) {
+			return "", fmt.Errorf("%q is no file's name", name)
+		}
+		if f.Int("secret") == 1 {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(v.dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			absent++
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		if transcript.Digest(raw) != f.String("sha256") {
+			return "", fmt.Errorf("%s was changed", name)
+		}
+		same++
+	}
+	return fmt.Sprintf("%d files are unchanged, %d are not here", same, absent), nil
 }

@@ -91,6 +91,9 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if err := r.peopleSigned(); err != nil {
 		return err
 	}
+	if err := r.holdLog(); err != nil {
+		return err
+	}
 	if err := r.gatherPINs(ctx); err != nil {
 		return err
 	}
@@ -325,7 +328,7 @@ func (h *holder) lookAtExisting(ctx context.Context, m *hsm.Module, keys []plan.
 	if err != nil {
 		return err
 	}
-	objects, err := token.Objects(ctx)
+	objects, err := h.objects(ctx, token)
 	h.slot = token.Slot()
 	if err = errors.Join(err, token.Close()); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
+	"github.com/postern-pki/postern/hsm/ceremony/newlog"
 	"github.com/postern-pki/postern/hsm/ceremony/pins"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
@@ -211,6 +212,12 @@ func (r *run) recall(s plan.Step, ob audit.Object) error {
 		return r.recallFile(RequestFile, false, ob.String("sha256"))
 	case plan.StepReceive:
 		return r.recallReceived(Role(s.Of), ob)
+	case plan.StepSurvey:
+		r.old.found = ob
+	case plan.StepAside:
+		r.old.aside = ob.Strings("aside")
+	case plan.StepQuote:
+		return r.recallFile(newlog.File, false, ob.String("sha256"))
 	case plan.StepLeave:
 		r.holders[plan.On(s.Of)].left = true
 	case plan.StepOperatorKey:

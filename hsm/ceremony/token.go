@@ -151,7 +151,7 @@ func (r *run) setPIN(ctx context.Context, s plan.Step, h *holder) error {
 		}
 		var objects []hsm.Object
 		err := h.withToken(ctx, func(t *hsm.Token) (err error) {
-			objects, err = t.Objects(ctx)
+			objects, err = h.objects(ctx, t)
 			return err
 		})
 		if err == nil {
@@ -273,7 +273,7 @@ func (r *run) erase(ctx context.Context, s plan.Step, h *holder) error {
 
 // inventory lists what is on a token: two objects for each key.
 func (h *holder) inventory(ctx context.Context) ([]any, error) {
-	objects, err := h.token.Objects(ctx)
+	objects, err := h.objects(ctx, h.token)
 	if err != nil {
 		return nil, err
 	}

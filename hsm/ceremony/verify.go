@@ -87,6 +87,7 @@ func Verify(path string) (Report, error) {
 		{"the negative and positive proofs hold", v.proofs, false},
 		{"the certificates are the planned ones, for these keys", v.certificates, false},
 		{"the token holds these keys and nothing else", v.closing, false},
+		{"a new log begins as planned, after what was found", v.newLog, false},
 		{"the transcript's signatures hold", func() (string, error) { return v.signatures(raw) }, false},
 		{"the files beside the transcript are the recorded ones", v.files, false},
 	} {

@@ -20,7 +20,8 @@ func (d *decoder) belongs(p Plan, doc *yaml.Node, at map[string]*yaml.Node) {
 	}
 	for key, kinds := range map[string][]Kind{
 		"root":                  {OfflineRoot},
-		"keep":                  {Change, Unlock, Erase},
+		"keep":                  {Change, Unlock, Erase, NewLog},
+		"log":                   {NewLog},
 		"ca_certificate_sha256": {Change},
 		"replaces":              {SelfSigned, OfflineRoot, OutsideCA},
 		"keys":                  {SelfSigned, OfflineRoot, OutsideCA, Change},

@@ -46,7 +46,7 @@ func (d *decoder) plan(p *Plan, doc *yaml.Node) {
 	var version string
 	p.Kind = SelfSigned
 	if n := child(doc, "kind"); n != nil { // what has to be there depends on it
-		oneOf(d, &p.Kind, SelfSigned, OfflineRoot, OutsideCA, Change, Unlock, Erase)(n, "kind")
+		oneOf(d, &p.Kind, SelfSigned, OfflineRoot, OutsideCA, Change, Unlock, Erase, NewLog)(n, "kind")
 	}
 	first := !p.Changes() // a token's first ceremony makes everything
 	service := Token{On: Service}
@@ -67,6 +67,7 @@ func (d *decoder) plan(p *Plan, doc *yaml.Node) {
 		field{"root", false, keep("root", func(n *yaml.Node, path string) { d.root(&root, n, path) })},
 		field{"keep", !first, keep("keep", func(n *yaml.Node, path string) { d.list(maxKept, d.kept(p))(n, path) })},
 		field{"ca_certificate_sha256", false, keep("ca_certificate_sha256", d.hex(&p.CASHA256, 32))},
+		field{"log", false, keep("log", func(n *yaml.Node, path string) { d.log(&p.Log, n, path) })},
 		field{"keys", first, keep("keys", func(n *yaml.Node, path string) { d.keys(p, n, path) })},
 		field{"certificates", first, keep("certificates", func(n *yaml.Node, path string) { d.certificates(p, n, path) })},
 		field{"operators", first, keep("operators", func(n *yaml.Node, path string) { d.operators(p, n, path) })},
@@ -83,6 +84,7 @@ func (d *decoder) plan(p *Plan, doc *yaml.Node) {
 	}
 	d.consistent(*p, doc, at)
 	d.together(*p, doc)
+	d.newLog(*p, doc, at)
 }
 
 // rootPlan is the part of a plan that is about the root.

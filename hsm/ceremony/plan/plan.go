@@ -82,6 +82,7 @@ const (
 	Change      Kind = "change"       // keys are on the token already: some are added, or certified anew
 	Erase       Kind = "erase"        // keys are on the token, and are destroyed with all that is on it
 	Unlock      Kind = "unlock"       // keys are on the token, and the security officer sets a new user PIN
+	NewLog      Kind = "new-log"      // keys are on the token, and the service's log begins anew
 )
 
 // A Certificate is one certificate to be issued.
@@ -143,6 +144,7 @@ type Plan struct {
 	Certificates []Certificate // of the tokens' keys, in the order of roles
 	Operators    []Certificate // the operator CA and the first operator
 	Backdate     time.Duration // of every notBefore
+	Log          Log           // of a new log
 }
 
 const (
@@ -190,7 +192,9 @@ func (p Plan) Kept(r Role) (Kept, bool) {
 }
 
 // Changes reports whether the plan is for a token that has its keys already.
-func (p Plan) Changes() bool { return p.Kind == Change || p.Kind == Unlock || p.Kind == Erase }
+func (p Plan) Changes() bool {
+	return p.Kind == Change || p.Kind == Unlock || p.Kind == Erase || p.Kind == NewLog
+}
 
 // HasRoot reports whether a root on a token of its own stands above the CA.
 func (p Plan) HasRoot() bool { return p.Kind == OfflineRoot }
@@ -240,6 +244,8 @@ func (p Plan) Warnings() []string {
 	switch {
 	case p.Kind == Erase:
 		return append(out, "Every key on the token is destroyed: what was encrypted to one of them, and what still has to be signed by one, is lost.")
+	case p.Kind == NewLog:
+		return append(out, "The old log is moved aside, and the new one knows nothing of it: certificates of the old one are not renewed but enrolled again, open challenges are void, and what was revoked is revoked in the old log alone. Keep the old one with the transcript.")
 	case p.Changes():
 		return append(out, "The token is in use: stop the service before, and keep the transcript with those of the ceremonies before it.")
 	case p.Kind == OutsideCA:

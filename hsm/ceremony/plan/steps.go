@@ -68,6 +68,9 @@ func (p Plan) Steps() []Step {
 	if p.Kind == Erase {
 		return append(out, Step{StepErase, string(Service)}, Step{StepClose, ""})
 	}
+	if p.Kind == NewLog {
+		return append(out, Step{StepSurvey, ""}, Step{StepAside, ""}, Step{StepQuote, ""}, Step{StepMark, ""}, Step{StepClose, ""})
+	}
 	out = append(out, p.issuing()...)
 	for _, c := range p.Operators {
 		out = append(out, Step{StepOperatorKey, string(c.Role)}, Step{StepLint, string(c.Role)}, Step{StepCertificate, string(c.Role)})

@@ -87,6 +87,14 @@ func explain(p plan.Plan, s plan.Step) string {
 		return "The CA's key signs a request for its certificate. Compare the file's SHA-256 with whoever signs it."
 	case plan.StepReceive:
 		return "The CA's certificate and those above it are taken from a file, and compared with the plan."
+	case plan.StepSurvey:
+		return "What the token's mark, the keyholder's file and the disk know of the log is shown, and confirmed once more: compare it with the reason in the plan."
+	case plan.StepAside:
+		return "The old log, its index and the keyholder's file are renamed. Nothing is removed: note where they are."
+	case plan.StepQuote:
+		return "What the new log's first record says of the old one is written to new-log.json."
+	case plan.StepMark:
+		return "The audit key signs a checkpoint of no line under the new origin; it replaces the mark on the token."
 	case plan.StepLeave:
 		return "The token is closed. Take it out now, put it into its bag and note the bag's number here."
 	case plan.StepOperatorKey:
