@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/audit/headfile"
 )
 
 func nothing(err error) func(t testing.TB) {
@@ -47,23 +48,23 @@ func summed(data []byte) []byte {
 func FuzzSlot(f *testing.F) {
 	for _, n := range []int{0, 1, 2, 3, 100, 1023} {
 		want := after(f, n)
-		b := encodeSlot(want, uint64(n))
-		got, counter, err := decodeSlot(b)
+		b := headfile.Slot(want, uint64(n))
+		got, counter, err := headfile.DecodeSlot(b)
 		if err != nil || got.Head() != want.Head() || counter != uint64(n) {
 			f.Errorf("%d lines: %+v, %d, %v", n, got, counter, err)
 		}
 		f.Add(b[:64+32*len(want.Frontier())])
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		b := summed(data[:min(len(data), slotSize-sha256.Size)])
-		c, counter, err := decodeSlot(b)
+		b := summed(data[:min(len(data), headfile.SlotSize-sha256.Size)])
+		c, counter, err := headfile.DecodeSlot(b)
 		if err != nil {
-			if !errors.Is(err, ErrHeadFile) {
+			if !errors.Is(err, headfile.ErrDamaged) {
 				t.Error(err)
 			}
 			return
 		}
-		if again := encodeSlot(c, counter); !bytes.Equal(again, b) {
+		if again := headfile.Slot(c, counter); !bytes.Equal(again, b) {
 			t.Errorf("%x is read, and written as %x", b, again)
 		}
 	})
@@ -101,24 +102,24 @@ func TestATornSlotLeavesTheOther(t *testing.T) {
 	}
 	newest, counter := 0, uint64(0)
 	for i := range 2 {
-		if _, n, err := decodeSlot(whole[i*slotSize : (i+1)*slotSize]); err == nil && n > counter {
+		if _, n, err := headfile.DecodeSlot(whole[i*headfile.SlotSize : (i+1)*headfile.SlotSize]); err == nil && n > counter {
 			newest, counter = i, n
 		}
 	}
 	for at, what := range map[int]string{0: "its first octet", 70: "a hash", 150: "its sum"} {
 		torn := bytes.Clone(whole)
-		torn[newest*slotSize+at] ^= 1
+		torn[newest*headfile.SlotSize+at] ^= 1
 		nothing(os.WriteFile(path, torn, 0o600))(t)
 		if n, err := headAt(t, dir); n != 7 || err != nil {
 			t.Errorf("%s is torn: it remembers %d lines, %v; want those of the other slot", what, n, err)
 		}
-		torn[(1-newest)*slotSize+at] ^= 1
+		torn[(1-newest)*headfile.SlotSize+at] ^= 1
 		nothing(os.WriteFile(path, torn, 0o600))(t)
 		if _, err := headAt(t, dir); !errors.Is(err, ErrHeadFile) {
 			t.Errorf("%s is torn in both: %v", what, err)
 		}
 	}
-	for what, data := range map[string][]byte{"empty": nil, "cut off": whole[:len(whole)-1], "longer": append(bytes.Clone(whole), 0), "zeros": make([]byte, 2*slotSize)} {
+	for what, data := range map[string][]byte{"empty": nil, "cut off": whole[:len(whole)-1], "longer": append(bytes.Clone(whole), 0), "zeros": make([]byte, 2*headfile.SlotSize)} {
 		nothing(os.WriteFile(path, data, 0o600))(t)
 		if _, err := headAt(t, dir); !errors.Is(err, ErrHeadFile) {
 			t.Errorf("%s: %v", what, err)
@@ -158,7 +159,7 @@ func TestAWriteThatFailsKeepsTheOtherSlot(t *testing.T) {
 	nothing(err)(t)
 	var sizes []uint64
 	for i := range 2 {
-		c, _, err := decodeSlot(data[i*slotSize : (i+1)*slotSize])
+		c, _, err := headfile.DecodeSlot(data[i*headfile.SlotSize : (i+1)*headfile.SlotSize])
 		nothing(err)(t)
 		sizes = append(sizes, c.Head().Size)
 	}

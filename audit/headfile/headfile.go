@@ -43,7 +43,7 @@ func Decode(data []byte) (best *audit.Chain, counter uint64, err error) {
 		return nil, 0, fmt.Errorf("%w: it has %d octets", ErrDamaged, len(data))
 	}
 	for i := range 2 {
-		chain, n, err := decodeSlot(data[i*SlotSize : (i+1)*SlotSize])
+		chain, n, err := DecodeSlot(data[i*SlotSize : (i+1)*SlotSize])
 		if err == nil && (best == nil || n > counter) {
 			best, counter = chain, n
 		}
@@ -70,15 +70,16 @@ func Slot(c *audit.Chain, counter uint64) []byte {
 	return append(b, sum[:]...)
 }
 
-func decodeSlot(body []byte) (c *audit.Chain, counter uint64, err error) {
-	if string(body[:8]) != magic {
+// DecodeSlot reads one slot, and returns its chain and counter. The error is ErrDamaged.
+func DecodeSlot(body []byte) (c *audit.Chain, counter uint64, err error) {
+	if len(body) < fixed || string(body[:8]) != magic {
 		return nil, 0, ErrDamaged
 	}
 	counter = binary.BigEndian.Uint64(body[8:])
 	size := binary.BigEndian.Uint64(body[16:])
 	prev := [32]byte(body[24:56])
 	n := binary.BigEndian.Uint64(body[56:])
-	if n > 64 {
+	if n > 64 || len(body) < fixed+32*int(n)+sha256.Size {
 		return nil, 0, ErrDamaged
 	}
 	end := fixed + 32*int(n)
@@ -89,6 +90,8 @@ func decodeSlot(body []byte) (c *audit.Chain, counter uint64, err error) {
 	for i := range frontier {
 		frontier[i] = [32]byte(body[fixed+32*i:])
 	}
-	c, err = audit.ResumeChain(size, prev, frontier)
-	return c, counter, err
+	if c, err = audit.ResumeChain(size, prev, frontier); err != nil {
+		return nil, 0, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return c, counter, nil
 }
