@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
@@ -34,6 +35,9 @@ type lostSite struct {
 	*site.Site
 	dir string
 	out string // of the ceremony
+
+	held *x509.Certificate // what a device has from the old log
+	key  *rsa.PrivateKey
 }
 
 func newSite(t *testing.T) *site.Site {
@@ -62,7 +66,7 @@ func lose(t *testing.T) *lostSite {
 	t.Helper()
 	s := newSite(t)
 	must(t, s.Start(t.Context()))
-	enroll(t, s, "before.demo.example")
+	held, key := enroll(t, s, "before.demo.example")
 	must(t, s.Stop())
 	copied := t.TempDir()
 	for _, dir := range disk() {
@@ -76,7 +80,7 @@ func lose(t *testing.T) *lostSite {
 		must(t, os.CopyFS(s.Path(dir), os.DirFS(filepath.Join(copied, dir))))
 	}
 	dir := t.TempDir()
-	return &lostSite{Site: s, dir: dir, out: filepath.Join(dir, "out")}
+	return &lostSite{Site: s, dir: dir, out: filepath.Join(dir, "out"), held: held, key: key}
 }
 
 // disk are the folders that an old disk brings back.
@@ -89,7 +93,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func enroll(t *testing.T, s *site.Site, cn string) *client.Result {
+func enroll(t *testing.T, s *site.Site, cn string) (*x509.Certificate, *rsa.PrivateKey) {
 	t.Helper()
 	d, err := s.Device(t.Context(), "interop")
 	must(t, err)
@@ -99,7 +103,18 @@ func enroll(t *testing.T, s *site.Site, cn string) *client.Result {
 	must(t, err)
 	r, err := d.Enroll(t.Context(), client.Enrollment{Key: key, Subject: pkix.Name{CommonName: cn}, Challenge: []byte(c.Challenge)})
 	must(t, err)
-	return r
+	return r.Certificate, key
+}
+
+// renew asks for a certificate of a new key in place of one that a device has.
+func renew(t *testing.T, s *site.Site, c *x509.Certificate, old *rsa.PrivateKey) error {
+	t.Helper()
+	d, err := s.Device(t.Context(), "interop")
+	must(t, err)
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	_, err = d.Renew(t.Context(), client.Renewal{OldCert: c, OldKey: old, NewKey: key})
+	return err
 }
 
 // refused wants posternd to end with 1 and to say each word.
@@ -204,7 +219,11 @@ func (l *lostSite) serves(t *testing.T) {
 	l.setOrigin(t, "demo.example/log", "demo.example/log-2")
 	for i := range 2 { // it is the same log after a restart
 		must(t, l.Start(t.Context()))
-		enroll(t, l.Site, fmt.Sprintf("after-%d.demo.example", i))
+		c, key := enroll(t, l.Site, fmt.Sprintf("after-%d.demo.example", i))
+		must(t, renew(t, l.Site, c, key))
+		if _, ok := errors.AsType[*client.FailError](renew(t, l.Site, l.held, l.key)); !ok {
+			t.Error("a certificate that the new log does not know was renewed")
+		}
 		must(t, l.Stop())
 	}
 	var first audit.Line
@@ -379,10 +398,64 @@ func TestANewLogIsRefusedWhileTheServiceRuns(t *testing.T) {
 	must(t, s.Verify(t.Context()))
 }
 
+// Two people sign the plan of a production ceremony; at the terminal they see what was
+// found, and nothing is moved before they say so once more.
+func TestANewLogOfProductionIsConfirmedTwice(t *testing.T) {
+	l := lose(t)
+	keys := t.TempDir()
+	people := ""
+	for _, who := range [][2]string{{"alice", "administrator"}, {"bob", "witness"}} {
+		people += personIn(t, keys, who[0], who[1])
+	}
+	path := l.plan(t, "class: test", "class: production\npeople:\n"+people)
+	args := []string{"run", path, "--out", l.out, "--pin-file", l.Path("ceremony", "hsm-pin")}
+	for _, name := range []string{"alice", "bob"} {
+		if out, err := exec.CommandContext(t.Context(), "ssh-keygen", "-q", "-Y", "sign", "-n", "postern-ceremony-plan", "-f", filepath.Join(keys, name), path).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		must(t, os.Rename(path+".sig", path+"."+name))
+		args = append(args, "--signature", name+"="+path+"."+name)
+	}
+	binary, err := exec.LookPath("postern-ceremony")
+	must(t, err)
+	last8 := readScript(t, path).Digest()[56:]
+	before := tree(t, l.Path("state"))
+	for _, typed := range []string{"00000000", last8} {
+		s, slave := openPTY(t)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, binary, args...)
+		cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+l.Path("ceremony", "token", "softhsm2.conf"))
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		must(t, cmd.Start())
+		_ = slave.Close()
+		s.answer(t, "approved plan's SHA-256: ", last8)
+		s.answer(t, "Nothing has been moved yet. To go on, type the last 8 characters of the approved plan's SHA-256: ", typed)
+		err := cmd.Wait()
+		if (err == nil) != (typed == last8) || !strings.Contains(s.text(), "the token's mark knows of ") {
+			t.Fatalf("%v:\n%s", err, s.text())
+		}
+		if typed != last8 && tree(t, l.Path("state")) != before {
+			t.Error("something was moved that nobody confirmed")
+		}
+	}
+	if _, err := ceremony.Verify(filepath.Join(l.out, ceremony.TranscriptFile)); err != nil {
+		t.Error(err)
+	}
+	l.serves(t)
+}
+
 // person is a line of the plan with a key that was just made.
 func person(t *testing.T, name, role string) string {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), name)
+	return personIn(t, t.TempDir(), name, role)
+}
+
+// personIn leaves the key in a folder.
+func personIn(t *testing.T, dir, name, role string) string {
+	t.Helper()
+	file := filepath.Join(dir, name)
 	if out, err := exec.CommandContext(t.Context(), "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
