@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -382,6 +383,36 @@ func TestANewLogIsRefused(t *testing.T) {
 		})
 	}
 	refused(t, l.Site, "an old disk was put back") // as before
+}
+
+// A log that was changed is put aside as it is, and the place is written down.
+func TestANewLogAfterADamagedOne(t *testing.T) {
+	s := newSite(t)
+	must(t, s.Start(t.Context()))
+	enroll(t, s, "damaged.demo.example")
+	must(t, s.Stop())
+	segment := s.Path("state", "audit", "segments", "000000000000.jsonl")
+	raw, err := os.ReadFile(segment)
+	must(t, err)
+	damaged := bytes.Replace(raw, []byte("CN=damaged"), []byte("CN=dbmaged"), 1)
+	if bytes.Equal(raw, damaged) {
+		t.Fatal("nothing to damage")
+	}
+	must(t, os.WriteFile(segment, damaged, 0o600))
+	l := &lostSite{Site: s, dir: t.TempDir()}
+	l.out = filepath.Join(l.dir, "out")
+	d := l.desk(l.plan(t))
+	if err := l.run(t, d); err != nil || !strings.Contains(d.said.String(), "does not verify: segment 000000000000.jsonl, line ") {
+		t.Errorf("%v\n%s", err, d.said.String())
+	}
+	if kept, err := os.ReadFile(filepath.Join(l.aside(t), "segments", "000000000000.jsonl")); err != nil || !bytes.Equal(kept, damaged) {
+		t.Errorf("what was put aside is not what there was: %v", err)
+	}
+	l.setOrigin(t, "demo.example/log", "demo.example/log-2")
+	must(t, s.Start(t.Context()))
+	enroll(t, s, "sound.demo.example")
+	must(t, s.Stop())
+	l.verifies(t, s.Path("state", "audit"))
 }
 
 func TestANewLogIsRefusedWhileTheServiceRuns(t *testing.T) {
