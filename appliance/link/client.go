@@ -25,9 +25,10 @@ type ClientOptions struct {
 	Role string // that has to answer
 	Dial Dialer
 	// Up is called for each new connection before any other call goes over it, and
-	// has to return before one does. Down is called when it is gone, with the
-	// reason. Either may be nil.
-	Up   func(ctx context.Context, c *Client)
+	// has to return before one does; its error ends the connection, and the next one
+	// is made. Down is called when one that was up is gone, with the reason. Either
+	// may be nil.
+	Up   func(ctx context.Context, c *Client) error
 	Down func(error)
 	Log  *zap.Logger
 }
@@ -134,11 +135,19 @@ func (c *Client) once(ctx context.Context) error {
 		return err
 	}
 	read := make(chan error, 1)
-	go func() { read <- s.read() }()
+	go func() {
+		err := s.read()
+		s.end(err) // here, since Up may be waiting for an answer
+		read <- err
+	}()
 	if c.o.Up != nil {
 		first := &Client{o: c.o}
 		first.current.Store(s)
-		c.o.Up(ctx, first)
+		if err := c.o.Up(ctx, first); err != nil {
+			_ = conn.Close()
+			<-read
+			return err
+		}
 	}
 	c.current.Store(s)
 	c.mu.Lock()
@@ -149,7 +158,6 @@ func (c *Client) once(ctx context.Context) error {
 	c.up = make(chan struct{})
 	c.mu.Unlock()
 	c.current.Store(nil)
-	s.end(err)
 	if c.o.Down != nil {
 		c.o.Down(err)
 	}

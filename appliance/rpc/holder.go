@@ -64,21 +64,32 @@ func (h *Holder) Close() error {
 func (h *Holder) Ready(ctx context.Context) error { return h.c.Ready(ctx) }
 
 // up brings a keyholder that is new, or was away, level with the log.
-func (h *Holder) up(ctx context.Context, c *link.Client) {
+func (h *Holder) up(ctx context.Context, c *link.Client) error {
 	h.mu.Lock()
 	started := h.started
 	h.mu.Unlock()
 	if !started { // the log will ask where it stands when it is opened
 		h.setLive(c)
-		return
+		return nil
 	}
-	if err := h.catchUp(ctx, c); err != nil {
+	err := h.catchUp(ctx, c)
+	if err != nil {
 		h.log.Error("the keyholder is not level with the log", zap.Error(err))
 	}
+	if errors.Is(err, ErrLine) { // for good: another connection would not help
+		return nil
+	}
+	return err
 }
 
+// seenWithin bounds how long a keyholder that said hello may take to say where it
+// stands.
+const seenWithin = 10 * time.Second
+
 func (h *Holder) catchUp(ctx context.Context, c *link.Client) error {
-	next, seen, what, err := h.seen(ctx, c)
+	ask, cancel := context.WithTimeout(ctx, seenWithin)
+	next, seen, what, err := h.seen(ask, c)
+	cancel()
 	if err != nil {
 		return err
 	}

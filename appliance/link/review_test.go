@@ -1,0 +1,77 @@
+package link_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/postern-pki/postern/appliance/link"
+)
+
+// A server that dies while it is asked for the first thing is called again: who
+// waits for that answer hears of it.
+func TestAServerThatDiesWhileALinkComesUpIsCalledAgain(t *testing.T) {
+	p, dial := new(peer), make(ends, 2)
+	s := p.server(hello("authority"))
+	asked, first := make(chan net.Conn, 1), make(chan error, 1)
+	for range 2 {
+		a, b := conns(t)
+		go func() { _ = s.Serve(t.Context(), b, "gate") }()
+		dial <- a
+		if len(asked) == 0 {
+			asked <- b
+		}
+	}
+	c := link.NewClient(link.ClientOptions{Self: hello("gate"), Role: "authority", Dial: dial, Up: func(ctx context.Context, c *link.Client) error {
+		select {
+		case b := <-asked:
+			time.AfterFunc(100*time.Millisecond, func() { _ = b.Close() })
+			_, err := c.Call(ctx, hang, new(link.Encoder))
+			first <- err
+		default:
+		}
+		return nil
+	}})
+	defer func() { _ = c.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	select {
+	case err := <-first:
+		if !errors.Is(err, link.ErrGone) {
+			t.Errorf("the first call: %v, want ErrGone", err)
+		}
+	case <-ctx.Done():
+		t.Fatal("who waits for a server that is dead waits for ever")
+	}
+	for c.Ready(ctx) == nil {
+		if _, err := c.Call(ctx, echo, say("again")); err == nil {
+			return
+		}
+	}
+	t.Error("the server that is back is not called")
+}
+
+// A connection over which nothing could be begun is no connection: the next is made.
+func TestALinkThatDoesNotComeUpIsMadeAgain(t *testing.T) {
+	p, dial, tries := new(peer), make(ends, 2), 0
+	s := p.server(hello("authority"))
+	for range 2 {
+		a, b := conns(t)
+		go func() { _ = s.Serve(t.Context(), b, "gate") }()
+		dial <- a
+	}
+	c := link.NewClient(link.ClientOptions{Self: hello("gate"), Role: "authority", Dial: dial, Up: func(context.Context, *link.Client) error {
+		if tries++; tries == 1 {
+			return errors.New("not yet")
+		}
+		return nil
+	}})
+	defer func() { _ = c.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := c.Ready(ctx); err != nil || len(dial) != 0 {
+		t.Errorf("ready: %v, with %d connections left", err, len(dial))
+	}
+}
