@@ -30,6 +30,7 @@ type Holder struct {
 	late    *time.Timer   // sends the queue where no call does
 	started bool          // the log is open
 	known   uint64        // lines of the log that are durable
+	opened  uint64        // lines that it was said to know of when the log was opened, which has them
 	refused error         // what it said of a line that does not continue its chain: for good
 }
 
@@ -96,7 +97,7 @@ func (h *Holder) catchUp(ctx context.Context, c *link.Client) error {
 	for {
 		h.mu.Lock()
 		known := h.known
-		if seen > known || next > known {
+		if seen > max(known, h.opened) || next > known {
 			h.refused = fmt.Errorf("%w: the log has %d lines, and the keyholder knows of %d: %s", ErrLine, known, max(seen, next), what)
 		}
 		if next == known || h.refused != nil {
@@ -283,6 +284,11 @@ func (h *Holder) Seen(ctx context.Context) (uint64, string, error) {
 		return 0, "", err
 	}
 	_, seen, what, err := h.seen(ctx, c)
+	if err == nil {
+		h.mu.Lock()
+		h.opened = seen
+		h.mu.Unlock()
+	}
 	return seen, what, err
 }
 
