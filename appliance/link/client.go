@@ -124,7 +124,7 @@ func (c *Client) once(ctx context.Context) error {
 	if err := s.hello(c.o.Self); err != nil {
 		return err
 	}
-	peer, err := s.greeted()
+	peer, err := s.greeted(servesWithin)
 	if err != nil {
 		return err
 	}
@@ -134,9 +134,15 @@ func (c *Client) once(ctx context.Context) error {
 	if err := c.o.Self.fits(peer); err != nil {
 		return err
 	}
-	read := make(chan error, 1)
+	read, over := make(chan error, 1), false // under the lock
 	go func() {
 		err := s.read()
+		c.mu.Lock()
+		if over = true; c.current.Load() == s {
+			c.up = make(chan struct{})
+			c.current.Store(nil)
+		}
+		c.mu.Unlock()
 		s.end(err) // here, since Up may be waiting for an answer
 		read <- err
 	}()
@@ -149,15 +155,13 @@ func (c *Client) once(ctx context.Context) error {
 			return err
 		}
 	}
-	c.current.Store(s)
 	c.mu.Lock()
-	close(c.up)
+	if !over {
+		c.current.Store(s)
+		close(c.up)
+	}
 	c.mu.Unlock()
 	err = <-read
-	c.mu.Lock()
-	c.up = make(chan struct{})
-	c.mu.Unlock()
-	c.current.Store(nil)
 	if c.o.Down != nil {
 		c.o.Down(err)
 	}

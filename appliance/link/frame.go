@@ -152,8 +152,8 @@ func (w *wire) hello(h Hello) error {
 }
 
 // greeted reads the other end's hello, or its refusal.
-func (w *wire) greeted() (Hello, error) {
-	if err := w.conn.SetReadDeadline(time.Now().Add(helloWithin)); err != nil {
+func (w *wire) greeted(within time.Duration) (Hello, error) {
+	if err := w.conn.SetReadDeadline(time.Now().Add(within)); err != nil {
 		return Hello{}, err
 	}
 	f, err := w.receive()

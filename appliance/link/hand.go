@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,13 +22,22 @@ const (
 )
 
 // What a parent and a child say without one: that all listening sockets were
-// handed over, and that the child is ready.
+// handed over, that the child is ready, and that it lacks the link to a server.
 const (
 	sayBegin = "begin"
 	sayReady = "ready"
+	sayAgain = "again"
 )
 
-const maxHand = 256 // octets of what is said with a descriptor
+// Bounds of the control socket: octets of what is said with a descriptor, how long a
+// process that does not listen is waited for, and how often a child asks for a link
+// that it lacks and is heard.
+const (
+	maxHand   = 256
+	sayWithin = time.Second
+	askEvery  = time.Second
+	hearEvery = 100 * time.Millisecond
+)
 
 // Pair returns the two ends of a connection that has no name.
 func Pair(kind int) (a, b *os.File, err error) {
@@ -77,6 +87,9 @@ func (h *Hands) Ready() error { return h.say(sayReady, nil) }
 func (h *Hands) say(text string, rights []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if err := h.c.SetWriteDeadline(time.Now().Add(sayWithin)); err != nil {
+		return fmt.Errorf("link: control socket: %w", err)
+	}
 	if _, _, err := h.c.WriteMsgUnix([]byte(text), rights, nil); err != nil {
 		return fmt.Errorf("link: control socket: %w", err)
 	}
@@ -109,20 +122,23 @@ func (h *Hands) take() (what, name string, f *os.File, err error) {
 	return what, name, os.NewFile(uintptr(fds[0]), what+" "+name), nil
 }
 
-// WaitReady waits until the child says that it serves; it returns early, with an
-// error, if the child is gone.
-func (h *Hands) WaitReady() error {
+// Hear calls ready when the child says that it serves, and again when it lacks the
+// link to a server, until the child is gone.
+func (h *Hands) Hear(ready func(), again func(server string)) error {
 	for {
-		what, _, f, err := h.take()
+		what, name, f, err := h.take()
 		if f != nil {
 			_ = f.Close()
 		}
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
+		case what == sayReady:
+			ready()
+		case what == sayAgain:
+			again(name)
 		}
-		if what == sayReady {
-			return nil
-		}
+		time.Sleep(hearEvery) // whatever the child does
 	}
 }
 
@@ -237,14 +253,22 @@ type inheritedDialer struct {
 	server string
 }
 
+// Dial has the end that the parent hands over. A link can be lost although the
+// server lives, and the parent does not see that: it is asked for another one.
 func (d inheritedDialer) Dial(ctx context.Context) (net.Conn, error) {
-	select {
-	case c := <-d.i.end(d.server):
-		return c, nil
-	case <-d.i.gone:
-		return nil, ErrDown
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	ask := time.NewTicker(askEvery)
+	defer ask.Stop()
+	for {
+		select {
+		case c := <-d.i.end(d.server):
+			return c, nil
+		case <-ask.C:
+			_ = d.i.hands.say(sayAgain+" "+d.server, nil) // a parent that is gone ends this process
+		case <-d.i.gone:
+			return nil, ErrDown
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 }
 

@@ -38,7 +38,10 @@ const (
 	maxRunning  = 256              // calls that one connection has under way
 	longestCall = time.Minute      // whatever a caller allows
 	writeWithin = 10 * time.Second // a peer that reads nothing for so long is gone
-	helloWithin = 5 * time.Second
+	helloWithin = 5 * time.Second  // of a caller, which has nothing to do before
+	// servesWithin is for the hello of a server, which opens its log or its token
+	// first: its end of the link is there before it looks at it.
+	servesWithin = time.Minute
 )
 
 // version is of the frames and of all messages together: the roles are one

@@ -75,3 +75,21 @@ func TestALinkThatDoesNotComeUpIsMadeAgain(t *testing.T) {
 		t.Errorf("ready: %v, with %d connections left", err, len(dial))
 	}
 }
+
+// A server may take its time before it looks at its links: the caller's end is not
+// given up, as nobody would bring another one.
+func TestAServerThatTakesItsTimeIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	p, dial := new(peer), make(ends, 1)
+	s := p.server(hello("authority"))
+	a, b := conns(t)
+	dial <- a
+	time.AfterFunc(6*time.Second, func() { _ = s.Serve(t.Context(), b, "gate") })
+	c := link.NewClient(link.ClientOptions{Self: hello("gate"), Role: "authority", Dial: dial})
+	defer func() { _ = c.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := c.Ready(ctx); err != nil {
+		t.Error(err)
+	}
+}

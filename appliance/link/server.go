@@ -55,7 +55,7 @@ func NewServer(o ServerOptions) *Server {
 func (s *Server) Serve(ctx context.Context, conn net.Conn, role string) error {
 	defer func() { _ = conn.Close() }()
 	w := newWire(conn)
-	peer, err := w.greeted()
+	peer, err := w.greeted(helloWithin)
 	if err == nil {
 		err = s.admit(peer, role)
 	}

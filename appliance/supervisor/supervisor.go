@@ -26,6 +26,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -119,9 +120,10 @@ type child struct {
 	exited bool
 }
 
-// event is that a child is ready, ended, or is due to be started again.
+// event is that a child is ready, lacks a link, ended, or is due to be started again.
 type event struct {
 	c     *child
+	lacks string // the server
 	ended bool
 	due   bool
 }
@@ -153,9 +155,7 @@ func (s *supervisor) start(r Role) error {
 		s.events <- event{c: c, ended: true}
 	}()
 	go func() {
-		if hands.WaitReady() == nil {
-			s.events <- event{c: c}
-		}
+		_ = hands.Hear(func() { s.events <- event{c: c} }, func(server string) { s.events <- event{c: c, lacks: server} })
 	}()
 	if err := s.handOver(c); err != nil {
 		s.o.Log.Warn("a role ended while it was started", zap.String("role", r.Name), zap.Error(err))
@@ -212,6 +212,17 @@ func (s *supervisor) link(caller, server *child) {
 	}
 }
 
+// again joins a child to a server that it has lost although both live. One that is
+// not there now is joined when it is started.
+func (s *supervisor) again(c *child, server string) {
+	other := s.children[server]
+	if other == nil || other.exited || c.exited || !slices.Contains(c.role.Calls, server) {
+		return
+	}
+	s.o.Log.Warn("a link was lost, and is made again", zap.String("from", c.role.Name), zap.String("to", server))
+	s.link(c, other)
+}
+
 func (s *supervisor) watch(ctx context.Context) error {
 	for {
 		select {
@@ -231,6 +242,9 @@ func (s *supervisor) handle(ctx context.Context, e event) error {
 		return s.start(e.c.role)
 	case e.ended:
 		return s.ended(ctx, e.c)
+	case e.lacks != "":
+		s.again(e.c, e.lacks)
+		return nil
 	}
 	e.c.ready, e.c.served = true, time.Now()
 	if s.served {
