@@ -36,6 +36,7 @@ const (
 	MaxFrame    = 20 << 20         // octets of one message: an auditor's answer is the longest
 	maxText     = 1 << 10          // of a fault or of a word in a hello
 	maxRunning  = 256              // calls that one connection has under way
+	maxConns    = 16               // of one role at one server: one counts, the others come or go
 	longestCall = time.Minute      // whatever a caller allows
 	writeWithin = 10 * time.Second // a peer that reads nothing for so long is gone
 	helloWithin = 5 * time.Second  // of a caller, which has nothing to do before

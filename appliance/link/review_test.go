@@ -93,3 +93,43 @@ func TestAServerThatTakesItsTimeIsWaitedFor(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A role that opens one connection after the other has no more of them than a few,
+// and is let in again when it has closed them.
+func TestConnectionsOfOneRoleAreBounded(t *testing.T) {
+	s, ended, open := new(peer).server(hello("authority")), make(chan error, 100), []net.Conn(nil)
+	for range 100 {
+		a, b := conns(t)
+		open = append(open, a)
+		go func() { ended <- s.Serve(t.Context(), b, "gate") }()
+	}
+	turned := 0
+	for late := time.After(3 * time.Second); turned < 84; { // before the time for a hello is over
+		select {
+		case err := <-ended:
+			if !errors.Is(err, link.ErrHello) {
+				t.Fatalf("turned away with %v", err)
+			}
+			turned++
+		case <-late:
+			t.Fatalf("%d of 100 connections that say nothing are kept", 100-turned)
+		}
+	}
+	for _, c := range open {
+		_ = c.Close()
+	}
+	for range 16 {
+		<-ended
+	}
+	a, b := conns(t)
+	go func() { ended <- s.Serve(t.Context(), b, "gate") }()
+	dial := make(ends, 1)
+	dial <- a
+	c := link.NewClient(link.ClientOptions{Self: hello("gate"), Role: "authority", Dial: dial})
+	defer func() { _ = c.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := c.Ready(ctx); err != nil {
+		t.Error(err)
+	}
+}

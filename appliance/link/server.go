@@ -36,9 +36,10 @@ type ServerOptions struct {
 
 // A Server serves the connections of other roles. It is safe for concurrent use.
 type Server struct {
-	o    ServerOptions
-	mu   sync.Mutex
-	open map[string]net.Conn // by role: the newest one counts
+	o     ServerOptions
+	mu    sync.Mutex
+	open  map[string]net.Conn // by role: the newest one counts
+	conns map[string]int      // by role: with those that said no hello yet, or whose calls are not over
 }
 
 // NewServer returns a server.
@@ -46,7 +47,7 @@ func NewServer(o ServerOptions) *Server {
 	if o.Log == nil {
 		o.Log = zap.NewNop()
 	}
-	return &Server{o: o, open: make(map[string]net.Conn)}
+	return &Server{o: o, open: make(map[string]net.Conn), conns: make(map[string]int)}
 }
 
 // Serve serves one connection of a peer that is known to be role, until it ends
@@ -55,6 +56,12 @@ func NewServer(o ServerOptions) *Server {
 func (s *Server) Serve(ctx context.Context, conn net.Conn, role string) error {
 	defer func() { _ = conn.Close() }()
 	w := newWire(conn)
+	leave, err := s.enter(role)
+	if err != nil {
+		_ = w.fault(0, &Fault{Code: CodeBusy, Text: err.Error()})
+		return err
+	}
+	defer leave()
 	peer, err := w.greeted(helloWithin)
 	if err == nil {
 		err = s.admit(peer, role)
@@ -87,6 +94,22 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, role string) error {
 	defer p.wait.Wait()
 	defer cancel() // before waiting: nobody reads the answers
 	return p.read(ctx)
+}
+
+// enter counts a connection of a role: one that is owned could else have the
+// descriptors and calls of as many as it likes.
+func (s *Server) enter(role string) (leave func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conns[role] >= maxConns {
+		return nil, fmt.Errorf("%w: %s has too many connections", ErrHello, role)
+	}
+	s.conns[role]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.conns[role]--
+	}, nil
 }
 
 func (s *Server) admit(peer Hello, role string) error {
