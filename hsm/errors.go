@@ -31,6 +31,7 @@ var (
 	ErrAlgorithm    = errors.New("algorithm not supported for this key")
 	ErrDigest       = errors.New("digest length does not fit the hash")
 	ErrCiphertext   = errors.New("ciphertext does not fit the key")
+	ErrMaybeUsed    = errors.New("the token failed with the key in use: it may have signed")
 	ErrOwnSignature = errors.New("the token's signature does not verify")
 	ErrProof        = errors.New("a proof does not hold")
 )

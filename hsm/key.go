@@ -132,7 +132,7 @@ func (b Bound) Public() crypto.PublicKey { return b.key.pub }
 // Sign signs a digest: RSASSA-PKCS1-v1_5 (RFC 8017, section 8.2) or ECDSA in DER
 // (RFC 3279, section 2.2.3), by the type of the key. It ignores rand, as the
 // token has its own. Errors are ErrPurpose, ErrAlgorithm and ErrDigest before the
-// token is asked, ErrOwnSignature after, and those of the token.
+// token is asked, ErrMaybeUsed and ErrOwnSignature after, and those of the token.
 func (b Bound) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	k := b.key
 	fail := func(err error) ([]byte, error) { return nil, &Error{Op: "sign", Key: k.spec.Label, Err: err} }
@@ -184,7 +184,11 @@ func (k *Key) rawSign(ctx context.Context, input []byte) ([]byte, error) {
 			return nil, err
 		}
 		t.stats.sign.Add(1)
-		return t.module.p11.Sign(h, input)
+		sig, err := t.module.p11.Sign(h, input)
+		if code, _ := CodeOf(err); code.Class() == ClassModule {
+			err = &Error{Op: "sign", Code: code, Err: ErrMaybeUsed}
+		}
+		return sig, err
 	})
 }
 

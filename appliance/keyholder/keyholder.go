@@ -283,10 +283,20 @@ func (k *Keyholder) SignCertificate(ctx context.Context, name string, tbs []byte
 	}
 	defer k.wanted()()
 	sig, err := sign(ctx, ca.Key, tbs)
-	if _, answered := hsm.CodeOf(err); answered {
+	if err != nil && surelyNot(err) {
 		return nil, fmt.Errorf("keyholder: %w: %w", issuer.ErrNotSigned, err)
 	}
 	return sig, err
+}
+
+// surelyNot tells whether the token did not sign: it was not asked, or refused. One
+// that came into trouble over it may have signed before, such as one behind a network.
+func surelyNot(err error) bool {
+	if errors.Is(err, hsm.ErrDown) || errors.Is(err, hsm.ErrBusy) { // nobody was asked, whatever had happened before
+		return true
+	}
+	_, answered := hsm.CodeOf(err)
+	return answered && !errors.Is(err, hsm.ErrMaybeUsed)
 }
 
 func (k *Keyholder) keepHead(size uint64) error {

@@ -63,11 +63,11 @@ func TestATokenThatFailsCostsNoChallenge(t *testing.T) {
 		count              int // of spoiled calls for one request
 		during, after      []string
 	}{
-		{"opening the envelope cannot begin", "DecryptInit:ra-decrypt", "rv 0x30", 1, nil, again},                     // CKR_DEVICE_ERROR
-		{"the device is removed while opening the envelope", "Decrypt:ra-decrypt", "rv 0x32", 1, nil, again},          // CKR_DEVICE_REMOVED
-		{"the CA's signature cannot begin", "SignInit:ca", "rv 0x30", 1, []string{"intent", "failed"}, again},         // CKR_DEVICE_ERROR
-		{"the device is removed in the CA's signature", "Sign:ca", "rv 0x32", 1, []string{"intent", "failed"}, again}, // CKR_DEVICE_REMOVED
-		{"every session is lost", "Sign:ca", "rv 0xB3", 2, []string{"intent", "failed"}, again},                       // CKR_SESSION_HANDLE_INVALID
+		{"opening the envelope cannot begin", "DecryptInit:ra-decrypt", "rv 0x30", 1, nil, again},                             // CKR_DEVICE_ERROR
+		{"the device is removed while opening the envelope", "Decrypt:ra-decrypt", "rv 0x32", 1, nil, again},                  // CKR_DEVICE_REMOVED
+		{"the CA's signature cannot begin", "SignInit:ca", "rv 0x30", 1, []string{"intent", "failed"}, again},                 // CKR_DEVICE_ERROR
+		{"the device is removed in the CA's signature", "Sign:ca", "rv 0x32", 1, []string{"intent", "due", "unknown"}, again}, // CKR_DEVICE_REMOVED
+		{"every session is lost", "Sign:ca", "rv 0xB3", 2, []string{"intent", "failed"}, again},                               // CKR_SESSION_HANDLE_INVALID
 		{"the CA's signature is wrong", "Sign:ca", "flip", 1, []string{"intent", "due", "unknown"}, again},
 		{"the CA's signature does not come", "Sign:ca", "hold", 1, []string{"intent", "due", "unknown"}, again},
 		{"the answer cannot be signed", "Sign:ra-sign", "rv 0x30", 1, again, []string{"repeated"}},
