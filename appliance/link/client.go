@@ -151,8 +151,7 @@ func (c *Client) once(ctx context.Context) error {
 		first.current.Store(s)
 		if err := c.o.Up(ctx, first); err != nil {
 			_ = conn.Close()
-			<-read
-			return err
+			return fmt.Errorf("%w (%w)", err, <-read)
 		}
 	}
 	c.mu.Lock()

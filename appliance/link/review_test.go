@@ -119,7 +119,9 @@ func TestConnectionsOfOneRoleAreBounded(t *testing.T) {
 		_ = c.Close()
 	}
 	for range 16 {
-		<-ended
+		if err := <-ended; err == nil {
+			t.Error("a connection without a hello ends without a word")
+		}
 	}
 	a, b := conns(t)
 	go func() { ended <- s.Serve(t.Context(), b, "gate") }()
