@@ -25,6 +25,7 @@ import (
 	"github.com/postern-pki/postern/appliance/store/sqlite"
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm/ceremony/newlog"
+	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 	"github.com/postern-pki/postern/hsm/issuer"
 	"github.com/postern-pki/postern/policy/challenge"
 	"github.com/postern-pki/postern/protocol"
@@ -268,11 +269,14 @@ func auditVerifier(cfg *config.Config) (note.Verifier, error) {
 
 // genesis is record 0: who signs the log, and which ceremony made the keys.
 func (a *Authority) genesis() (audit.Entry, error) {
-	transcript, err := os.ReadFile(a.cfg.Transcript)
+	raw, err := os.ReadFile(a.cfg.Transcript)
 	if err != nil {
 		return audit.Entry{}, fmt.Errorf("transcript: %w", err)
 	}
-	sum, cert := sha256.Sum256(transcript), a.cfg.AuditCertificate
+	if _, err := transcript.Closed(raw); err != nil {
+		return audit.Entry{}, fmt.Errorf("transcript: the log begins with a ceremony that is closed and whole; postern-ceremony verify %s says what is wrong: %w", a.cfg.Transcript, err)
+	}
+	sum, cert := sha256.Sum256(raw), a.cfg.AuditCertificate
 	keys := audit.Object{}
 	for _, k := range a.facts.Keys {
 		if k.Purpose == purposeFile {

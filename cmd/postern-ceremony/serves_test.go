@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -75,5 +76,51 @@ func TestTheServiceRunsOnATwoTierCeremony(t *testing.T) {
 	}
 	if n := len(client.CA.Chain); n == 0 {
 		t.Errorf("devices are told a chain of %d certificates above the CA", n)
+	}
+}
+
+// The log begins with what the ceremony's transcript says: one that is not closed, or
+// was changed, is no beginning.
+func TestTheServiceWantsAClosedTranscript(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	root, err := site.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin, end, err := site.Build(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end()
+	demo := filepath.Join(root, "hsm/ceremony/scripts/demo.yaml")
+	s, out, err := site.Make(ctx, filepath.Join(t.TempDir(), "site"), site.Options{Bin: bin, Plan: demo, Profiles: site.Profiles, DevicePort: "0", OperatorPort: "0"})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	path := s.Path("ceremony", "transcript.jsonl")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, bad := range map[string][]byte{
+		"not closed": whole[:bytes.LastIndexByte(whole[:len(whole)-1], '\n')+1],
+		"changed":    bytes.Replace(whole, []byte("CKA_LOCAL"), []byte("CKA_LOCAK"), 1),
+	} {
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Start(ctx); err == nil || !strings.Contains(s.Tail(), "postern-ceremony verify") {
+			t.Errorf("%s: %v\n%s", name, err, s.Tail())
+		}
+	}
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(ctx); err != nil {
+		t.Fatalf("%v\n%s", err, s.Tail())
+	}
+	if err := s.Stop(); err != nil {
+		t.Error(err)
 	}
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
+	issued "github.com/postern-pki/postern/hsm/lint"
 )
 
 var (
@@ -218,6 +219,35 @@ func lint(c *x509.Certificate, p plan.Certificate, pub crypto.PublicKey, issuer 
 		critical := e.Id.Equal(oidConstraints) || e.Id.Equal(oidKeyUsage)
 		known := critical || e.Id.Equal(oidExtUsage) || e.Id.Equal(oidSKI) || e.Id.Equal(oidAKI) || e.Id.Equal(oidSAN)
 		must(known && e.Critical == critical, "extension "+e.Id.String()+" is not expected, or wrongly critical")
+	}
+	return append(wrong, asIssued(c, p, issuer)...)
+}
+
+// asIssued looks at the bytes to be signed with the checks that the service has for
+// every certificate: other code than what built them. They are made for devices: what
+// they say of a role that no device has is left out, and compared with the plan above.
+func asIssued(c *x509.Certificate, p plan.Certificate, issuer *x509.Certificate) (wrong []string) {
+	want := issued.Rules{KeyUsage: usageOf(p.Role), Names: &issued.Names{DNS: p.Names.DNS, IP: p.Names.IP}}
+	var other []string
+	if p.Role.IsCA() {
+		other = append(other, "basic-constraints", "key-usage", "extended-key-usage-present")
+	}
+	if p.Role == plan.RoleAudit {
+		other = append(other, "extended-key-usage-present")
+	}
+	if slices.Contains(p.Extended, plan.RequestAgent) {
+		other = append(other, "extended-key-usage")
+	}
+	if issuer == nil {
+		other = append(other, "subject-not-issuer", "authority-key-identifier")
+	} else {
+		want.Issuer, want.IssuerSPKI = issuer.RawSubject, issuer.RawSubjectPublicKeyInfo
+		want.IssuerNotAfter, want.AuthorityKeyID = issuer.NotAfter, issuer.SubjectKeyId
+	}
+	for _, f := range issued.Check(c.RawTBSCertificate, want) {
+		if !slices.Contains(other, f.Rule) {
+			wrong = append(wrong, f.String())
+		}
 	}
 	return wrong
 }

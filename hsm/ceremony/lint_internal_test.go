@@ -67,6 +67,10 @@ func TestLintFindsWhatIsNotPlanned(t *testing.T) {
 	}
 	leafPlan := plan.Certificate{Role: plan.RoleTLS, Subject: subject("CN=leaf"), Validity: day, Extended: []plan.ExtendedUsage{plan.ServerAuth}, Names: names}
 	leaf := newKey().Public()
+	plain, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
 		change func(c *x509.Certificate)
 		pub    crypto.PublicKey
@@ -92,9 +96,10 @@ func TestLintFindsWhatIsNotPlanned(t *testing.T) {
 		"an extension": {func(c *x509.Certificate) {
 			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: []byte{5, 0}}}
 		}, leaf, "1.2.3"},
-		"a policy":              {func(c *x509.Certificate) { c.Policies = []x509.OID{policy} }, leaf, "2.5.29.32"},
-		"another key's id":      {func(c *x509.Certificate) { c.SubjectKeyId = []byte{1} }, leaf, "subjectKeyIdentifier"},
-		"an address to fetch a": {func(c *x509.Certificate) { c.OCSPServer = []string{"http://a.example"} }, leaf, "1.3.6.1.5.5.7.1.1"},
+		"a policy":               {func(c *x509.Certificate) { c.Policies = []x509.OID{policy} }, leaf, "2.5.29.32"},
+		"another key's id":       {func(c *x509.Certificate) { c.SubjectKeyId = []byte{1} }, leaf, "subjectKeyIdentifier"},
+		"a key of a short curve": {func(*x509.Certificate) {}, plain.Public(), "key-strength"}, // of the service's own checks alone
+		"an address to fetch a":  {func(c *x509.Certificate) { c.OCSPServer = []string{"http://a.example"} }, leaf, "1.3.6.1.5.5.7.1.1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			below := &authority{signer: a.signer, throwAway: a.throwAway, cert: ca}

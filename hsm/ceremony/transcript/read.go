@@ -2,6 +2,7 @@ package transcript
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -44,6 +45,29 @@ func (h History) Done() []Step {
 		return h.Steps[:n-1]
 	}
 	return h.Steps
+}
+
+// ErrOpen says that a ceremony did not come to its end.
+var ErrOpen = errors.New("the ceremony was not closed")
+
+// closing is the last step of every ceremony.
+const closing = "close"
+
+// Closed reads the transcript of a ceremony that came to its end: whole lines that
+// form one chain, and a last step that closed it. Nothing is said of what was done.
+func Closed(raw []byte) (History, error) {
+	h, err := Read(raw)
+	if err != nil {
+		return h, err
+	}
+	n := len(h.Steps)
+	switch {
+	case len(raw) == 0 || raw[len(raw)-1] != '\n':
+		return h, fmt.Errorf("%w: its last line is not whole", ErrOpen)
+	case n == 0 || h.Steps[n-1].Name != closing || !h.Steps[n-1].Done() || h.Last.Seq != h.Steps[n-1].End.Seq:
+		return h, fmt.Errorf("%w: it has %d records", ErrOpen, h.Records)
+	}
+	return h, nil
 }
 
 // Read reads a transcript's lines: each has to continue the chain, of one and the same

@@ -133,3 +133,53 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// What a log begins with is a ceremony that came to its end.
+func TestOnlyAClosedTranscriptIsClosed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "t.jsonl")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := transcript.New(f, "test", "", time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Close() }()
+	nothing := func() (audit.Object, error) { return nil, nil }
+	closed := func() error {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = transcript.Closed(raw)
+		return err
+	}
+	if err := w.Step("one", nil, nothing); err != nil {
+		t.Fatal(err)
+	}
+	if err := closed(); !errors.Is(err, transcript.ErrOpen) {
+		t.Errorf("before its end: %v", err)
+	}
+	if err := w.Step("close", nil, nothing); err != nil {
+		t.Fatal(err)
+	}
+	if err := closed(); err != nil {
+		t.Errorf("after its end: %v", err)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, bad := range map[string][]byte{
+		"nothing":         {},
+		"its tail cut":    raw[:bytes.LastIndexByte(raw[:len(raw)-1], '\n')+1],
+		"its last LF cut": raw[:len(raw)-1],
+		"a line changed":  bytes.Replace(raw, []byte("ceremony.one"), []byte("ceremony.two"), 1),
+		"a line missing":  raw[bytes.IndexByte(raw, '\n')+1:],
+	} {
+		if _, err := transcript.Closed(bad); err == nil {
+			t.Errorf("%s: it counts as closed", name)
+		}
+	}
+}
