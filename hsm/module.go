@@ -52,6 +52,7 @@ type Slot struct {
 	SOCountLow   bool
 	SOLocked     bool
 	MaxSessions  int // 0: not said
+	MaxPIN       int // bytes; 0: not said
 }
 
 // Load loads the module at an absolute path and initializes it. It gives
@@ -157,6 +158,9 @@ func (m *Module) slot(id uint) (Slot, error) {
 	}
 	if n := info.MaxSessionCount; n != pkcs11.CK_EFFECTIVELY_INFINITE && n != pkcs11.CK_UNAVAILABLE_INFORMATION && n < 1<<20 {
 		s.MaxSessions = int(n)
+	}
+	if n := info.MaxPinLen; n < 1<<10 { // more is as good as no limit, or not said
+		s.MaxPIN = int(n)
 	}
 	return s, nil
 }

@@ -48,6 +48,8 @@ func (f *pinFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.credential, f.prefix+"-credential", "", "read "+f.what+" from a credential of the service manager")
 }
 
+func (f *pinFlags) named() bool { return f.file != "" || f.fd >= 0 || f.credential != "" }
+
 // source returns the one source that was named; without one, the terminal.
 func (f *pinFlags) source(twice, terminal bool) (pins.Source, error) {
 	var named []pins.Source
@@ -91,7 +93,7 @@ func runCommand(p *printer) *cobra.Command {
 			}
 			terminal := haveTerminal()
 			if terminal {
-				o.Confirm, o.KeepShare, o.AskShares = confirm, keepShare, askShares
+				o.Confirm, o.Accept, o.KeepShare, o.AskShares = confirm, accept, keepShare, askShares
 			}
 			if script.Class == plan.Production && !terminal {
 				return &ceremony.Error{Err: ceremony.ErrUnattended, Hint: "run it at a terminal, or rehearse it"}
@@ -104,7 +106,11 @@ func runCommand(p *printer) *cobra.Command {
 				if i >= 2 {
 					on = plan.Root
 				}
-				if *dst, err = sources[i].source(script.Token(on).New, terminal); err != nil {
+				t := script.Token(on)
+				if made := t.New && (script.Class == plan.Production || t.Credential != ""); made && i%2 == 0 && !sources[i].named() {
+					continue // the ceremony makes it
+				}
+				if *dst, err = sources[i].source(t.New, terminal); err != nil {
 					return err
 				}
 			}
@@ -147,21 +153,40 @@ func confirm(ctx context.Context, i ceremony.Intention) error {
 	if err != nil {
 		return errors.Join(err, tty.Close())
 	}
+	line, err := answered(ctx, tty)
+	if err == nil && line != want {
+		err = &ceremony.Error{Err: errors.New("not confirmed"), Hint: "nothing was changed; compare the plan with the approved one"}
+	}
+	return err
+}
+
+// answered reads a line from a terminal, and closes it.
+func answered(ctx context.Context, tty *os.File) (string, error) {
 	typed := make(chan string, 1)
 	go func() {
 		defer func() { _ = tty.Close() }()
 		line, _ := bufio.NewReader(io.LimitReader(tty, 256)).ReadString('\n') // what was cut short is not the answer
-		typed <- line
+		typed <- strings.TrimSpace(line)
 	}()
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return "", ctx.Err()
 	case line := <-typed:
-		if strings.TrimSpace(line) != want {
-			return &ceremony.Error{Err: errors.New("not confirmed"), Hint: "nothing was changed; compare the plan with the approved one"}
-		}
-		return nil
+		return line, nil
 	}
+}
+
+// accept shows an exception and asks for the name of the person who accepts it.
+func accept(ctx context.Context, exception string, names []string) (string, error) {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return "", fmt.Errorf("asking for acceptance: %w", err)
+	}
+	_, err = fmt.Fprintf(tty, "\nAN EXCEPTION: %s.\nIt is noted in the transcript. Who accepts it (%s)? Type the name, or nothing to stop: ", exception, strings.Join(names, ", "))
+	if err != nil {
+		return "", errors.Join(err, tty.Close())
+	}
+	return answered(ctx, tty)
 }
 
 // perform carries a plan out and shows what came out.
@@ -192,7 +217,10 @@ func perform(ctx context.Context, p *printer, plan ceremony.Plan, o ceremony.Opt
 		p.line("%-15s  %s  until %s  SHA-256 %s", c.File, c.Subject, c.NotAfter.Format("2006-01-02"), c.SHA256)
 	}
 	if r.PINFile != "" {
-		p.line("the PIN is in %s; SOFTHSM2_CONF=%s finds the token", r.PINFile, r.SoftHSM2Conf)
+		p.line("the PIN is in %s", r.PINFile)
+	}
+	if r.Rehearsal {
+		p.line("SOFTHSM2_CONF=%s finds the token", r.SoftHSM2Conf)
 	}
 	if r.KeysFile != "" {
 		p.line("keys and files for the configuration: %s", r.KeysFile)

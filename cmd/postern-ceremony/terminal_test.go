@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -84,26 +85,62 @@ func (s *screen) answer(t *testing.T, prompt, typed string) {
 	t.Fatalf("no prompt %q on:\n%s", prompt, s.text())
 }
 
-// A production ceremony is carried out at a terminal: PINs are typed blind and
-// twice, and the plan is confirmed.
+// productionPlan is the plan of a small site with two people of this test, and the flags
+// with their signatures on it.
+func productionPlan(t *testing.T) (file string, p plan.Plan, flags []string) {
+	t.Helper()
+	dir := t.TempDir()
+	text, err := os.ReadFile("../../hsm/ceremony/scripts/self-signed.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	keygen := func(args ...string) {
+		if out, err := exec.Command("ssh-keygen", append([]string{"-q"}, args...)...).CombinedOutput(); err != nil {
+			t.Fatalf("ssh-keygen: %v\n%s", err, out)
+		}
+	}
+	names := []string{"alice", "bob"}
+	for _, name := range names {
+		key := filepath.Join(dir, name)
+		keygen("-t", "ed25519", "-N", "", "-f", key)
+		pub, err := os.ReadFile(key + ".pub")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = regexp.MustCompile("(name: "+name+",.*key: ')[^']*").ReplaceAll(text, append([]byte("${1}"), bytes.TrimSpace(pub)...))
+	}
+	if p, err = plan.Parse(text); err != nil {
+		t.Fatal(err)
+	}
+	file = filepath.Join(dir, "plan.yaml")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		keygen("-Y", "sign", "-n", "postern-ceremony-plan", "-f", filepath.Join(dir, name), file)
+		if err := os.Rename(file+".sig", file+"."+name); err != nil {
+			t.Fatal(err)
+		}
+		flags = append(flags, "--signature", name+"="+file+"."+name)
+	}
+	return file, p, flags
+}
+
+// A production ceremony is carried out at a terminal: PINs of people are typed blind and
+// twice, the user PIN is made and not shown, the plan is confirmed, and a person of the
+// plan accepts what is not as it should be.
 func TestAProductionCeremonyAtATerminal(t *testing.T) {
-	const file, user, officer = "../../hsm/ceremony/scripts/self-signed.yaml", "canary-user-4711", "canary-officer-0815"
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := plan.Parse(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	const officer = "canary-officer-0815"
+	file, p, flags := productionPlan(t)
 	binary, err := exec.LookPath("postern-ceremony") // TestMain put it there
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, tt := range map[string]struct{ last8, again, say string }{
-		"confirmed":           {p.Digest()[56:], user, "keep this, the transcript's SHA-256"},
-		"another plan's hash": {"00000000", user, "not confirmed"},
-		"a PIN typed wrong":   {"", "canary-user-4712", "the two are not the same"},
+	for name, tt := range map[string]struct{ again, last8, accepts, say string }{
+		"confirmed":           {officer, p.Digest()[56:], "bob", "keep this, the transcript's SHA-256"},
+		"another plan's hash": {officer, "00000000", "", "not confirmed"},
+		"a PIN typed wrong":   {"canary-officer-0816", "", "", "the two are not the same"},
+		"a stranger accepts":  {officer, p.Digest()[56:], "mallory", "none of the plan's people"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -118,7 +155,7 @@ func TestAProductionCeremonyAtATerminal(t *testing.T) {
 			out := filepath.Join(dir, "out")
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, binary, "run", file, "--out", out)
+			cmd := exec.CommandContext(ctx, binary, append([]string{"run", file, "--out", out}, flags...)...)
 			cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+conf)
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -127,24 +164,56 @@ func TestAProductionCeremonyAtATerminal(t *testing.T) {
 			}
 			_ = slave.Close()
 			s.answer(t, "the security officer's PIN: ", officer)
-			s.answer(t, "the security officer's PIN, again: ", officer)
-			s.answer(t, "the user PIN: ", user)
-			s.answer(t, "the user PIN, again: ", tt.again)
+			s.answer(t, "the security officer's PIN, again: ", tt.again)
 			if tt.last8 != "" {
 				s.answer(t, "approved plan's SHA-256: ", tt.last8)
 			}
-			err := cmd.Wait()
+			const question = "Type the name, or nothing to stop: "
+			if tt.accepts != "" {
+				s.answer(t, question, tt.accepts)
+			}
+			if ended := make(chan error, 1); tt.accepts == "bob" { // kinds of keys differ in what is not told
+				go func() { ended <- cmd.Wait() }()
+				err = s.answerUntil(t, ended, question, tt.accepts)
+			} else {
+				err = cmd.Wait()
+			}
 			if ok := name == "confirmed"; (err == nil) != ok {
 				t.Errorf("%v:\n%s", err, s.text())
 			}
 			time.Sleep(50 * time.Millisecond) // what was written last is still on its way
-			if shown := s.text(); !strings.Contains(shown, tt.say) || strings.Contains(shown, "canary") {
+			shown := s.text()
+			if !strings.Contains(shown, tt.say) || strings.Contains(shown, "canary") {
 				t.Errorf("no %q, or a PIN, on:\n%s", tt.say, shown)
 			}
+			if pin, err := os.ReadFile(filepath.Join(out, "hsm-pin")); err == nil && strings.Contains(shown, strings.TrimSpace(string(pin))) {
+				t.Error("the PIN that was made is on the screen")
+			}
 			_, serr := os.Stat(filepath.Join(out, "transcript.jsonl"))
-			if done := serr == nil; done != (err == nil) {
+			if begun := serr == nil; begun != (tt.accepts != "") {
 				t.Errorf("transcript: %v", serr)
 			}
 		})
 	}
+}
+
+// answerUntil gives the same answer to each question, until the program ends.
+func (s *screen) answerUntil(t *testing.T, ended chan error, prompt, typed string) error {
+	t.Helper()
+	asked := 1
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		select {
+		case err := <-ended:
+			return err
+		default:
+		}
+		if n := strings.Count(s.text(), prompt); n > asked {
+			asked = n
+			if _, err := s.master.WriteString(typed + "\n"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Fatalf("it does not end:\n%s", s.text())
+	return nil
 }

@@ -12,8 +12,9 @@
 // are generated with every attribute said, read back, and tried for what they
 // must not do. The CA's key signs no certificate that was not first built with a
 // throw-away key and looked at; the signed bytes are then the same. No file is
-// overwritten. A PIN is in no record, message or file but the one of a
-// rehearsal's token, and a plan of class production needs a person.
+// overwritten. A PIN is in no record and no message, and in a file if
+// the ceremony made it. A plan of class production needs a person; what is not as it
+// should be is noted in the transcript, with who accepted it.
 //
 // # What it does not protect against
 //
@@ -91,7 +92,9 @@ type Options struct {
 	Rehearse bool   // on a throw-away SoftHSM token inside Out
 	SoftHSM  string // the module for a rehearsal; "" for the plan's own if that is SoftHSM, else the usual place
 
-	PIN   pins.Source // the user PIN: a new token's, or an existing one's; unused in a rehearsal
+	// PIN is the user PIN: a new token's, or an existing one's. It is unused in a
+	// rehearsal; without it a production plan makes a new token's.
+	PIN   pins.Source
 	SOPIN pins.Source // the security officer's PIN of a new token
 
 	RootPIN   pins.Source // the same of the root's token, if the plan has one
@@ -110,6 +113,7 @@ type Options struct {
 	KeepShare func(ctx context.Context, number, of int, s pins.Share) error
 	AskShares func(threshold int) pins.Source
 
+	Accept   Acceptance                                   // asks who accepts an exception; needed for production
 	Confirm  func(ctx context.Context, i Intention) error // asks a person; needed for production
 	Progress func(step, say string)                       // is told of each step that is done; nil for none
 	Now      func() time.Time                             // nil for time.Now
@@ -161,26 +165,27 @@ type Result struct {
 
 // A run is a ceremony that goes on.
 type run struct {
-	plan    Plan // as it is carried out
-	opts    Options
-	out     output
-	log     *transcript.Writer
-	start   time.Time
-	first   int // the step that it goes on at: 0 but for an interrupted ceremony
-	facts   facts
-	signed  []any // the people's signatures on the plan, as they are recorded
-	holders map[plan.On]*holder
-	modules map[string]*hsm.Module // loaded when all keys are there
-	keys    map[Role]*madeKey
-	certs   map[Role]*x509.Certificate
-	chain   []*x509.Certificate // above a CA that was signed elsewhere
-	signers map[Role]*authority
-	drafts  map[Role]draft // looked at, and not signed yet
-	before  transcript.History
-	result  Result
-	cleanup []func()
-	old     oldLog       // of a new log
-	stopped func() error // says that the ceremony is to end before its next step
+	plan     Plan // as it is carried out
+	opts     Options
+	out      output
+	log      *transcript.Writer
+	start    time.Time
+	first    int // the step that it goes on at: 0 but for an interrupted ceremony
+	facts    facts
+	signed   []any // the people's signatures on the plan, as they are recorded
+	holders  map[plan.On]*holder
+	modules  map[string]*hsm.Module // loaded when all keys are there
+	keys     map[Role]*madeKey
+	certs    map[Role]*x509.Certificate
+	chain    []*x509.Certificate // above a CA that was signed elsewhere
+	signers  map[Role]*authority
+	drafts   map[Role]draft // looked at, and not signed yet
+	before   transcript.History
+	result   Result
+	cleanup  []func()
+	old      oldLog            // of a new log
+	accepted map[string]string // who accepted an exception, by its text
+	stopped  func() error      // says that the ceremony is to end before its next step
 }
 
 // Run carries a plan out. In the folder of a ceremony by the same plan that was
@@ -194,7 +199,7 @@ func Run(ctx context.Context, p Plan, o Options) (Result, error) {
 	}
 	r := &run{
 		plan: p, opts: o, holders: map[plan.On]*holder{}, modules: map[string]*hsm.Module{}, keys: map[Role]*madeKey{},
-		certs: map[Role]*x509.Certificate{}, signers: map[Role]*authority{}, drafts: map[Role]draft{},
+		certs: map[Role]*x509.Certificate{}, signers: map[Role]*authority{}, drafts: map[Role]draft{}, accepted: map[string]string{},
 	}
 	defer r.close()
 	if err := r.prepare(ctx); err != nil {

@@ -236,7 +236,7 @@ func TestTheKeysFileOpensTheToken(t *testing.T) {
 }
 
 func TestARehearsalForProductionIsMarkedEverywhere(t *testing.T) {
-	p := demo(t, "class: test", "class: production", "algorithm: P-256}\n  ra-sign", "algorithm: P-384}\n  ra-sign", "'CN=demo-operator,O=Example Corp'", "'O=Example Corp'", "[certificateRequestAgent]", "[certificateRequestAgent, serverAuth]")
+	p := demo(t, "class: test\n", newCrew(t).production(t), "algorithm: P-256}\n  ra-sign", "algorithm: P-384}\n  ra-sign", "'CN=demo-operator,O=Example Corp'", "'O=Example Corp'", "[certificateRequestAgent]", "[certificateRequestAgent, serverAuth]")
 	r := rehearse(t, p)
 	for _, c := range r.Certificates {
 		if x := certificate(t, filepath.Join(r.Out, c.File)); !strings.Contains(x.Subject.String(), "REHEARSAL") {
@@ -277,11 +277,11 @@ func TestNothingIsTouchedWhenSomethingIsWrong(t *testing.T) {
 		[]hsm.KeyPlan{{Purpose: hsm.Audit, Label: "audit", Algorithm: hsm.P256}}); err != nil {
 		t.Fatal(err)
 	}
-	fresh, production := []string{}, []string{"class: test", "class: production"}
+	staff := newCrew(t)
+	fresh, production := []string{}, []string{"class: test\n", staff.production(t)}
 	existing := func(serial string) []string {
 		return []string{"new: true\n  label: postern-demo", "serial: '" + serial + "'"}
 	}
-	yes := func(context.Context, ceremony.Intention) error { return nil }
 	wide := filepath.Join(t.TempDir(), "wide")
 	if err := os.WriteFile(wide, []byte(userPIN), 0o600); err != nil {
 		t.Fatal(err)
@@ -300,6 +300,7 @@ func TestNothingIsTouchedWhenSomethingIsWrong(t *testing.T) {
 		"a person who does not confirm":         {production, given(t, userPIN), given(t, officerPIN), func(context.Context, ceremony.Intention) error { return context.Canceled }, context.Canceled, ""},
 		"a short PIN for production":            {production, given(t, "elevenchars"), given(t, officerPIN), yes, pins.ErrWeak, ""},
 		"a plain PIN for production":            {production, given(t, "111111111111"), given(t, officerPIN), yes, pins.ErrWeak, ""},
+		"a PIN of a row of digits":              {production, given(t, "1234567890123456789012345"), given(t, officerPIN), yes, pins.ErrWeak, ""},
 		"a short PIN of the security officer":   {production, given(t, userPIN), given(t, "short"), yes, pins.ErrWeak, ""},
 		"one PIN for both":                      {fresh, given(t, userPIN), given(t, userPIN), nil, pins.ErrWeak, ""},
 		"a PIN of three characters":             {fresh, given(t, "abc"), given(t, officerPIN), nil, pins.ErrWeak, ""},
@@ -318,7 +319,8 @@ func TestNothingIsTouchedWhenSomethingIsWrong(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "out")
-			_, err := ceremony.Run(t.Context(), demo(t, tt.change...), ceremony.Options{Out: out, PIN: tt.pin, SOPIN: tt.so, Confirm: tt.confirm})
+			p := demo(t, tt.change...)
+			_, err := ceremony.Run(t.Context(), p, ceremony.Options{Out: out, PIN: tt.pin, SOPIN: tt.so, Confirm: tt.confirm, Signatures: staff.sign(t, p)})
 			if err == nil || tt.want != nil && !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.wantText) {
 				t.Errorf("Run: %v, want %v %s", err, tt.want, tt.wantText)
 			}
@@ -367,17 +369,19 @@ func TestTheOutputIsNeverOverwritten(t *testing.T) {
 func TestACeremonyOnATokenThatIsThere(t *testing.T) {
 	tok := softhsm.New(t)
 	out := filepath.Join(t.TempDir(), "out")
-	p := demo(t, "new: true\n  label: postern-demo", "serial: '"+tok.Serial+"'", "class: test", "class: production")
+	staff := newCrew(t)
+	p := demo(t, "new: true\n  label: postern-demo", "serial: '"+tok.Serial+"'", "class: test\n", staff.production(t))
 	var asked ceremony.Intention
 	confirm := func(_ context.Context, i ceremony.Intention) error { asked = i; return nil }
-	r, err := ceremony.Run(t.Context(), p, ceremony.Options{Out: out, PIN: pins.FromFile(tok.PINFile(t)), Confirm: confirm})
+	r, err := ceremony.Run(t.Context(), p, ceremony.Options{Out: out, PIN: pins.FromFile(changePIN(t, tok, userPIN)), Confirm: confirm, Signatures: staff.sign(t, p),
+		Accept: func(context.Context, string, []string) (string, error) { return "bob", nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if asked.Digest != p.Digest() || !strings.Contains(asked.Token, tok.Serial) || r.TokenSerial != tok.Serial || r.PINFile != "" {
 		t.Errorf("asked %+v, result %+v", asked, r)
 	}
-	noneHolds(t, out, tok.PIN, "")
+	noneHolds(t, out, userPIN, "")
 	report, err := ceremony.Verify(r.Transcript)
 	if err != nil || report.Rehearsal || report.TokenSerial != tok.Serial || report.Digest != r.Digest {
 		t.Errorf("Verify: %+v, %v", report, err)

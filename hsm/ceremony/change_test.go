@@ -289,7 +289,7 @@ func (o outsideCA) sign(t *testing.T, csrFile string, change func(*x509.Certific
 // An outside CA signs our request between two sessions; what it may not send is refused.
 func TestAnOutsideCASignsOurRequest(t *testing.T) {
 	tok, outside := softhsm.New(t), newOutsideCA(t)
-	p := parsed(t, "outside-ca.yaml", "class: production", "class: test", "new: true  ", "serial: '"+tok.Serial+"'  ", "label: postern\n", "label: "+tok.Label+"\n", "algorithm: RSA-3072", "algorithm: RSA-2048")
+	p := parsed(t, "outside-ca.yaml", peopleOf(t, "outside-ca.yaml"), "", "class: production", "class: test", "new: true  ", "serial: '"+tok.Serial+"'  ", "label: postern\n", "label: "+tok.Label+"\n", "algorithm: RSA-3072", "algorithm: RSA-2048")
 	o := ceremony.Options{Out: filepath.Join(t.TempDir(), "out"), PIN: pins.FromFile(tok.PINFile(t))}
 	for range 2 { // it waits as long as it takes
 		r, err := ceremony.Run(t.Context(), p, o)

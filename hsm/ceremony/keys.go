@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
@@ -17,7 +16,7 @@ import (
 
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
-	"github.com/postern-pki/postern/hsm/ceremony/newlog"
+	"github.com/postern-pki/postern/hsm/ceremony/pins"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
@@ -208,7 +207,11 @@ func (r *run) readBack(ctx context.Context, s plan.Step, role Role) error {
 		if err != nil {
 			return nil, err
 		}
-		return audit.Object{"attributes": findings(key.Findings()), "spki_sha256": transcript.Digest(spki), "spki": base64.StdEncoding.EncodeToString(spki)}, nil
+		ob := audit.Object{"attributes": findings(key.Findings()), "spki_sha256": transcript.Digest(spki), "spki": base64.StdEncoding.EncodeToString(spki)}
+		if untold := untold(ob); untold != "" {
+			err = r.except(ctx, ob, fmt.Sprintf("the %s token does not tell %s of a key", r.keys[role].on, untold))
+		}
+		return ob, err
 	})
 }
 
@@ -225,6 +228,17 @@ func findings(all []hsm.Finding) []any {
 		out = append(out, audit.Object{"attribute": f.Attribute, "tier": string(f.Tier), "want": f.Want, "got": f.Got, "state": state})
 	}
 	return out
+}
+
+// untold lists the attributes that a token did not tell.
+func untold(ob audit.Object) string {
+	var names []string
+	for _, a := range ob.Objects("attributes") {
+		if a.String("state") == "not told" {
+			names = append(names, a.String("attribute"))
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 // prove tries what a key must not do.
@@ -278,44 +292,81 @@ func (v *verifier) planned(role Role) hsm.KeyPlan {
 	return k.KeyPlan
 }
 
-// newLog compares what the new log's first record quotes with what was found, and
-// looks at the mark.
-func (v *verifier) newLog() (string, error) {
-	if v.plan.Kind != plan.NewLog {
-		return "the plan begins none", nil
+// An Acceptance asks at the terminal for the person who accepts an exception, and
+// returns that person's name, which has to be among those of the plan.
+type Acceptance func(ctx context.Context, exception string, names []string) (string, error)
+
+// ErrException says that nobody accepted what is not as it should be.
+var ErrException = errors.New("an exception was not accepted")
+
+// except notes in a record what is not as it should be, and who accepts it. Of a test
+// plan, and in a rehearsal, nobody is asked, and the record says so.
+func (r *run) except(ctx context.Context, ob audit.Object, text string) error {
+	e := audit.Object{"text": text, "automatic": number(!r.asks())}
+	if r.asks() {
+		name, known := r.accepted[text]
+		if !known {
+			var names []string
+			for _, who := range r.plan.People {
+				names = append(names, who.Name)
+			}
+			if r.opts.Accept == nil {
+				return fmt.Errorf("%w: %s: %w", ErrException, text, ErrUnattended)
+			}
+			var err error
+			if name, err = r.opts.Accept(ctx, text, names); err != nil {
+				return fmt.Errorf("%w: %s: %w", ErrException, text, err)
+			}
+			if !slices.Contains(names, name) {
+				return fmt.Errorf("%w: %s: %q is none of the plan's people", ErrException, text, name)
+			}
+			r.accepted[text] = name // once for all keys of which the same is said
+		}
+		e["accepted_by"] = name
 	}
-	found, quote, mark := v.named(plan.StepSurvey)[0].End, v.named(plan.StepQuote)[0].End, v.named(plan.StepMark)[0].End
-	after := newlog.After(v.plan, found.Object, v.named(plan.StepAside)[0].End.Object.Strings("aside"), quote.Seq, quote.Prev)
-	text, err := newlog.Encode(after)
-	if err != nil {
-		return "", err
-	}
-	if transcript.Digest(text) != quote.Object.String("sha256") {
-		return "", errors.New("what the new log quotes is not what was found, planned and done")
-	}
-	if newlog.Used(found.Object, v.plan.Log.NewOrigin) {
-		return "", errors.New("the new origin is that of a log that was found")
-	}
-	pub, ok := v.keys[plan.RoleAudit].(*ecdsa.PublicKey)
-	if !ok {
-		return "", errors.New("the audit key is not ECDSA")
-	}
-	by, err := audit.ECDSANoteVerifier(v.plan.Log.NewOrigin, pub)
-	if err != nil {
-		return "", err
-	}
-	size, _, err := audit.OpenCheckpoint([]byte(mark.Object.String("note")), by)
-	if err != nil || size > 0 && mark.Object.Int("found") == 0 {
-		return "", fmt.Errorf("the mark is not one of no line of the new log: %w", err)
-	}
-	return strings.Join(append(newlog.Words(found.Object), "the new log is "+v.plan.Log.NewOrigin), "; "), nil
+	all, _ := ob["exceptions"].([]any)
+	ob["exceptions"] = append(all, e)
+	return nil
 }
 
-// objects lists what is on a token. That a service has left its mark on one that has
-// keys already says nothing against it.
-func (h *holder) objects(ctx context.Context, t *hsm.Token) ([]hsm.Object, error) {
-	all, err := t.Objects(ctx)
-	return slices.DeleteFunc(all, func(o hsm.Object) bool {
-		return len(h.keep) > 0 && o.Class == "data" && o.Label == hsm.MarkLabel
-	}), err
+// asks reports whether people accept exceptions.
+func (r *run) asks() bool { return r.plan.Class == plan.Production && !r.opts.Rehearse }
+
+// exceptions gathers what was not as it should be, and looks that all of it was noted
+// and, for production, accepted by one of the plan's people.
+func (v *verifier) exceptions() (string, error) {
+	asks := v.plan.Class == plan.Production && !v.report.Rehearsal
+	for _, a := range v.again {
+		if err := v.accepted(a.Record, true, asks); err != nil {
+			return "", err
+		}
+	}
+	for _, s := range v.steps {
+		weak := s.Name == plan.StepPIN && s.Begin.Object.Int("bits") < pins.MinBits
+		if err := v.accepted(s.End, weak || s.Name == plan.StepReadBack && untold(s.End.Object) != "", asks); err != nil {
+			return "", err
+		}
+	}
+	if len(v.report.Exceptions) == 0 {
+		return "there are none", nil
+	}
+	return fmt.Sprintf("%d", len(v.report.Exceptions)), nil
+}
+
+func (v *verifier) accepted(r audit.Record, needed, asks bool) error {
+	all := r.Object.Objects("exceptions")
+	if needed && len(all) == 0 {
+		return fmt.Errorf("record %d: something was not as it should be, and is not noted as an exception", r.Seq)
+	}
+	for _, e := range all {
+		by := e.String("accepted_by")
+		if asks && !slices.ContainsFunc(v.plan.People, func(p plan.Person) bool { return p.Name == by }) {
+			return fmt.Errorf("record %d: nobody of the plan accepted that %s", r.Seq, e.String("text"))
+		}
+		if by == "" {
+			by = "nobody: it is a test"
+		}
+		v.report.Exceptions = append(v.report.Exceptions, fmt.Sprintf("record %d: %s; accepted by %s", r.Seq, e.String("text"), by))
+	}
+	return nil
 }

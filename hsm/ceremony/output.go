@@ -22,8 +22,9 @@ import (
 const (
 	TranscriptFile = "transcript.jsonl"
 	KeysFile       = "keys.yaml"
-	PINFile        = "hsm-pin"       // secret; of a rehearsal alone
+	PINFile        = "hsm-pin"       // secret; if the ceremony made the PIN
 	RootPINFile    = "root-pin"      // the same of the root's token
+	SealedSuffix   = ".cred"         // of a PIN that is encrypted for this machine
 	ChallengeFile  = "challenge.key" // secret; 32 random bytes
 	OperatorCAKey  = "operator-ca.key"
 	OperatorKey    = "operator.key"
@@ -216,7 +217,7 @@ type (
 		Module       string  `yaml:"module"`
 		Serial       string  `yaml:"serial"`
 		Label        string  `yaml:"label"`
-		PIN          *fileOf `yaml:"pin,omitempty"` // of a rehearsal; else people have it
+		PIN          *fileOf `yaml:"pin,omitempty"` // if it is in a file; else people, or the service manager, have it
 		SoftHSM2Conf string  `yaml:"softhsm2_conf,omitempty"`
 	}
 	fileOf   struct{ File string }
@@ -260,8 +261,11 @@ func (r *run) keysFile() any {
 		Challenges: secretOf{fileOf{ChallengeFile}},
 		Operators:  operatorsOf{CA: plan.RoleOperatorCA.File(), Certificate: plan.RoleOperator.File(), Key: OperatorKey},
 	}
+	if service.generate && !service.sealed() {
+		f.Token.PIN = &fileOf{PINFile}
+	}
 	if r.opts.Rehearse {
-		f.Token.PIN, f.Token.SoftHSM2Conf = &fileOf{PINFile}, filepath.Join(tokenDir, confFile)
+		f.Token.SoftHSM2Conf = filepath.Join(tokenDir, confFile)
 	}
 	for i := range r.chain {
 		f.Issuers[0].Chain = append(f.Issuers[0].Chain, chainFile(i))

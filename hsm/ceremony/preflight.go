@@ -109,7 +109,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if r.log != nil {
-		return r.goOn()
+		return r.goOn(ctx)
 	}
 	return r.begin()
 }

@@ -128,7 +128,7 @@ func (r *run) progress() string {
 
 // goOn removes what an unfinished step has left in the folder, which no record
 // names, and writes down where the ceremony goes on.
-func (r *run) goOn() error {
+func (r *run) goOn(ctx context.Context) error {
 	r.describeResult()
 	if r.first == len(r.plan.Steps()) {
 		return nil // the transcript is closed
@@ -153,6 +153,9 @@ func (r *run) goOn() error {
 	}
 	ob := r.facts.object()
 	ob["at"], ob["removed"], ob["torn"] = r.first, removed, r.before.Torn
+	if err := r.except(ctx, ob, "the ceremony was interrupted, or failed, and goes on: "+r.progress()); err != nil {
+		return err
+	}
 	if err := r.log.Write(transcript.Resume, transcript.End, ob); err != nil {
 		return err
 	}
@@ -202,7 +205,7 @@ func (r *run) recall(s plan.Step, ob audit.Object) error {
 	switch s.Name {
 	case plan.StepToken:
 		h := r.holders[plan.On(s.Of)]
-		h.slot = hsm.Slot{Serial: ob.String("serial"), Label: ob.String("label"), Manufacturer: ob.String("manufacturer"), Model: ob.String("model"), Firmware: ob.String("firmware"), Initialized: true}
+		h.slot = hsm.Slot{Serial: ob.String("serial"), Label: ob.String("label"), Manufacturer: ob.String("manufacturer"), Model: ob.String("model"), Firmware: ob.String("firmware"), MaxPIN: int(ob.Int("max_pin")), Initialized: true}
 		r.nameToken(h)
 	case plan.StepKeys:
 		return r.recallKeys(r.holders[plan.On(s.Of)], ob.Objects("keys"))

@@ -1,6 +1,7 @@
 package ceremony
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -16,7 +17,7 @@ import (
 
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/hsm"
-	"github.com/postern-pki/postern/hsm/ceremony/newlog"
+	"github.com/postern-pki/postern/hsm/ceremony/pins"
 	"github.com/postern-pki/postern/hsm/ceremony/plan"
 	"github.com/postern-pki/postern/hsm/ceremony/transcript"
 )
@@ -240,149 +241,104 @@ func (r *run) finish(ctx context.Context, s plan.Step) error {
 	})
 }
 
-// oldLog is what a ceremony that begins a new log knows of the old one.
-type oldLog struct {
-	found audit.Object
-	aside []string
-}
-
-// folder is where the old log itself is; "" if there was none.
-func (o oldLog) folder() string {
-	for _, name := range o.aside {
-		if info, err := os.Stat(name); err == nil && info.IsDir() {
-			return name
-		}
-	}
-	return ""
-}
-
-func (r *run) places() newlog.Places {
-	return newlog.Places{State: r.plan.Log.State, Keyholder: r.plan.Log.Keyholder}
-}
-
-// holdLog keeps the service out until the ceremony ends.
-func (r *run) holdLog() error {
-	if r.plan.Kind != plan.NewLog || r.log != nil && r.first == len(r.plan.Steps()) {
-		return nil
-	}
-	release, err := newlog.Hold(r.places())
-	if err != nil {
-		return &Error{Err: err, Hint: "stop the service first; log.state and log.keyholder_state in the plan are the folders of its configuration"}
-	}
-	r.cleanup = append(r.cleanup, release)
-	return nil
-}
-
-// auditKeys are the audit keys on the token: the one in use, and retired ones.
-func (r *run) auditKeys(ctx context.Context) (all []*ecdsa.PublicKey, err error) {
-	token, err := r.open(ctx, plan.Service)
-	if err != nil {
-		return nil, err
-	}
-	for _, k := range r.plan.Keep {
-		if k.Role != plan.RoleAudit {
+// gatherPINs gets the PINs that the steps to come need, and refuses weak ones while
+// nothing depends on them yet.
+func (r *run) gatherPINs(ctx context.Context) error {
+	for _, t := range r.plan.Tokens {
+		h := r.holders[t.On]
+		if h.left {
 			continue
 		}
-		key, err := token.Key(ctx, hsm.KeySpec{Purpose: k.Purpose, Label: k.Label, ID: k.ID})
-		if err != nil {
-			return nil, err
+		if err := r.pinsOf(ctx, h); err != nil {
+			return err
 		}
-		pub, ok := key.Public().(*ecdsa.PublicKey)
-		if !ok {
-			return nil, fmt.Errorf("the audit key %q is a %T", k.Label, key.Public())
-		}
-		all = append(all, pub)
 	}
-	return all, nil
+	return r.apart()
 }
 
-// survey looks at what is left of the log, and has people see it before anything is
-// moved.
-func (r *run) survey(ctx context.Context, s plan.Step) error {
-	return r.step(s, "the new log will be "+r.plan.Log.NewOrigin, nil, func() (found audit.Object, err error) {
-		keys, err := r.auditKeys(ctx)
+func (r *run) pinsOf(ctx context.Context, h *holder) (err error) {
+	if r.opts.Rehearse {
+		h.generate = true
+		var forgotten []byte // nobody resets the PIN of a throw-away token
+		h.so, forgotten, err = pins.Generate(0)
+		clear(forgotten)
+		return err
+	}
+	user, officer, of := r.opts.PIN, r.opts.SOPIN, ""
+	if h.plan.On == plan.Root {
+		user, officer, of = r.opts.RootPIN, r.opts.RootSOPIN, " of the root's token"
+	}
+	get := func(dst *pins.Given, from pins.Source, what string) error {
+		if from == nil {
+			return fmt.Errorf("no source for %s is given", what)
+		}
+		p, err := from(ctx)
 		if err != nil {
-			return nil, err
+			return fmt.Errorf("%s: %w", what, err)
 		}
-		notes, err := r.holders[plan.Service].token.ReadData(ctx, hsm.MarkLabel)
-		if err != nil && !errors.Is(err, hsm.ErrNoData) {
-			return nil, err
-		}
-		found = audit.Object{"marks": newlog.Marks(notes, keys)}
-		if found["head"], err = newlog.Head(r.places()); err != nil {
-			return found, err
-		}
-		if found["disk"], err = newlog.Disk(ctx, r.places(), keys); err != nil {
-			return found, err
-		}
-		for _, w := range newlog.Words(found) {
-			r.opts.Progress(s.Name, w)
-		}
-		if newlog.Used(found, r.plan.Log.NewOrigin) {
-			return found, fmt.Errorf("log.new_origin: %s is that of a log that was found: an origin never has two histories", r.plan.Log.NewOrigin)
-		}
-		for _, m := range found.Objects("marks") {
-			if o := m.String("origin"); o != "" && o != r.plan.Log.Origin {
-				return found, fmt.Errorf("log.origin: the mark on the token is of %s", o)
+		*dst = p
+		longest, production := 0, r.plan.Class == plan.Production
+		if production && p.Bits() < pins.MinBits {
+			if longest, err = h.longest(ctx); err != nil {
+				return err
 			}
 		}
-		if r.opts.Confirm != nil {
-			err = r.opts.Confirm(ctx, Intention{Plan: r.plan.Name, Digest: r.plan.Digest(), Token: r.holders[plan.Service].words(), Out: r.out.dir, Found: strings.Join(newlog.Words(found), "\n")})
+		if err := p.Strong(what, production, longest); err != nil {
+			return &Error{Err: err, Hint: "choose a longer one, or let the ceremony make a new token's user PIN"}
 		}
-		r.old.found = found
-		return found, err
-	})
+		return nil
+	}
+	officerActs := h.plan.New && !r.isDone(plan.Step{Name: plan.StepPIN, Of: string(h.plan.On)}) ||
+		r.plan.Kind == plan.Unlock && !r.isDone(plan.Step{Name: plan.StepUnlock, Of: string(h.plan.On)}) ||
+		r.plan.Kind == plan.Erase && !r.isDone(plan.Step{Name: plan.StepErase, Of: string(h.plan.On)})
+	if h.plan.Shares > 0 && officerActs {
+		if r.opts.KeepShare == nil || r.opts.AskShares == nil {
+			return &Error{Err: fmt.Errorf("%w: shares are shown to people", ErrUnattended), Hint: "run it at a terminal, or rehearse it"}
+		}
+		officerActs = r.isDone(plan.Step{Name: plan.StepShares, Of: string(h.plan.On)})
+		officer = r.opts.AskShares(h.plan.Threshold)
+	}
+	if officerActs {
+		if err := get(&h.so, officer, "the security officer's PIN"+of); err != nil {
+			return err
+		}
+	}
+	if h.generate = user == nil && h.plan.New && (r.plan.Class == plan.Production || h.plan.Credential != ""); h.generate {
+		return r.regainPIN(ctx, h)
+	}
+	return get(&h.pin, user, "the user PIN"+of)
 }
 
-// moveAside gives the old log another name.
-func (r *run) moveAside(s plan.Step) error {
-	tag := r.plan.Digest()[:8]
-	return r.step(s, "the old log has another name, with .before-"+tag, audit.Object{"tag": tag}, func() (audit.Object, error) {
-		var err error
-		r.old.aside, err = newlog.Aside(r.places(), tag)
-		return audit.Object{"aside": r.old.aside}, err
+// longest asks how many characters a token's PIN may have; 0 if it does not say.
+func (h *holder) longest(ctx context.Context) (longest int, err error) {
+	err = withModule(h.plan.Module, func(m *hsm.Module) (err error) {
+		slot := h.slot
+		if h.plan.New && slot.Serial == "" {
+			slot, err = emptySlot(ctx, m, h.plan.Label)
+		} else {
+			slot, err = m.Find(ctx, cmp.Or(slot.Serial, h.plan.Serial), slot.Label)
+		}
+		longest = slot.MaxPIN
+		return err
 	})
+	return longest, err
 }
 
-// quote writes what the service's next first record will say.
-func (r *run) quote(s plan.Step) error {
-	return r.step(s, newlog.File+" written", audit.Object{"file": newlog.File}, func() (audit.Object, error) {
-		head := r.log.Head()
-		text, err := newlog.Encode(newlog.After(r.plan, r.old.found, r.old.aside, head.Size, hex.EncodeToString(head.Prev[:])))
-		if err == nil {
-			err = errors.Join(r.out.write(newlog.File, false, text), newlog.Write(r.places(), text))
+// apart refuses one PIN for two purposes.
+func (r *run) apart() error {
+	var all []pins.Given
+	for _, t := range r.plan.Tokens {
+		for _, p := range []pins.Given{r.holders[t.On].so, r.holders[t.On].pin} {
+			if p.Empty() {
+				continue
+			}
+			for _, other := range all {
+				if p.Equal(other.PIN) {
+					return &Error{Err: fmt.Errorf("%w: two PINs are the same", pins.ErrWeak), Hint: "whoever has one must not have the other"}
+				}
+			}
+			all = append(all, p)
 		}
-		return audit.Object{"sha256": transcript.Digest(text)}, err
-	})
-}
-
-// mark has the audit key sign that the new log has no line. The service can begin it
-// when this is on the token, and not before: it may have done so if the ceremony was
-// interrupted.
-func (r *run) mark(ctx context.Context, s plan.Step) error {
-	origin := r.plan.Log.NewOrigin
-	err := r.step(s, "now set in the service's configuration  origin: "+origin, audit.Object{"origin": origin}, func() (audit.Object, error) {
-		keys, err := r.auditKeys(ctx)
-		if err != nil {
-			return nil, err
-		}
-		key, err := r.key(ctx, plan.RoleAudit)
-		if err != nil {
-			return nil, err
-		}
-		token := r.holders[plan.Service].token
-		if notes, err := token.ReadData(ctx, hsm.MarkLabel); err == nil && len(notes) == 1 && r.interrupted(s) && newlog.Used(audit.Object{"marks": newlog.Marks(notes, keys)}, origin) {
-			return audit.Object{"note": string(notes[0]), "found": 1}, nil
-		}
-		if err := newlog.Cleared(r.places()); err != nil {
-			return nil, err
-		}
-		note, err := newlog.Mark(origin, key.With(ctx))
-		if err != nil {
-			return nil, err
-		}
-		return audit.Object{"note": string(note), "found": 0}, token.ReplaceData(ctx, hsm.MarkLabel, note)
-	})
-	r.result.NewOrigin, r.result.OldLog = origin, r.old.folder()
-	return err
+	}
+	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/postern-pki/postern/audit"
@@ -16,16 +18,17 @@ import (
 
 // A holder is a token of the ceremony.
 type holder struct {
-	plan  plan.Token
-	slot  hsm.Slot
-	pin   pins.Given
-	so    pins.Given
-	text  []byte      // a generated PIN, to be written to its file
-	keep  []plan.Kept // what has to be on it already
-	made  []hsm.Generated
-	ids   map[string][]byte // by label, what an interrupted generation had planned
-	token *hsm.Token        // open once all keys are there
-	left  bool              // closed for good, before the ceremony's end
+	plan     plan.Token
+	slot     hsm.Slot
+	pin      pins.Given
+	so       pins.Given
+	text     []byte      // a generated PIN, to be written to its file
+	generate bool        // its user PIN is made by the ceremony
+	keep     []plan.Kept // what has to be on it already
+	made     []hsm.Generated
+	ids      map[string][]byte // by label, what an interrupted generation had planned
+	token    *hsm.Token        // open once all keys are there
+	left     bool              // closed for good, before the ceremony's end
 }
 
 func (h *holder) config() hsm.Config {
@@ -75,7 +78,7 @@ func (r *run) openToken(ctx context.Context, s plan.Step, h *holder) error {
 		if h.slot.Serial == r.plan.Replaces {
 			return nil, fmt.Errorf("the token is the one that is to be replaced, serial %s", h.slot.Serial)
 		}
-		return audit.Object{"serial": h.slot.Serial, "label": h.slot.Label, "manufacturer": h.slot.Manufacturer, "model": h.slot.Model, "firmware": h.slot.Firmware, "found": found}, nil
+		return audit.Object{"serial": h.slot.Serial, "label": h.slot.Label, "manufacturer": h.slot.Manufacturer, "model": h.slot.Model, "firmware": h.slot.Firmware, "max_pin": h.slot.MaxPIN, "found": found}, nil
 	})
 	r.nameToken(h)
 	return err
@@ -125,28 +128,32 @@ func withModule(path string, f func(m *hsm.Module) error) error {
 // setPIN sets a new token's user PIN; a generated one is in its file before it
 // is on the token. It ends with a login and a look that nothing is there.
 func (r *run) setPIN(ctx context.Context, s plan.Step, h *holder) error {
-	begin := audit.Object{"source": h.pin.Source, "new": number(h.plan.New)}
-	file := h.pinFile()
-	if h.text != nil {
-		begin["bits"], begin["file"] = 8*pins.GeneratedBytes, file
+	if h.generate && h.pin.Empty() {
+		var err error
+		if h.pin, h.text, err = pins.Generate(h.slot.MaxPIN); err != nil {
+			return &Error{Step: s.Name, Err: err}
+		}
+	}
+	begin := audit.Object{"source": h.pin.Source, "new": number(h.plan.New), "bits": h.pin.Bits()}
+	if h.generate {
+		begin["file"], begin["sealed"] = h.pinFile(), number(h.sealed())
 	}
 	if h.plan.New {
-		begin["so_source"] = h.so.Source
+		begin["so_source"], begin["so_bits"] = h.so.Source, h.so.Bits()
 	}
 	return r.step(s, "PIN from "+h.pin.Source, begin, func() (audit.Object, error) {
-		if h.text != nil {
-			text := append(bytes.Clone(h.text), '\n')
-			defer clear(text)
-			if err := r.out.write(file, true, text); err != nil {
-				return nil, err
+		ob := audit.Object{}
+		if bits := h.pin.Bits(); bits < pins.MinBits {
+			if err := r.except(ctx, ob, fmt.Sprintf("the user PIN of the %s token has %d bits at most, and not %d", h.plan.On, bits, pins.MinBits)); err != nil {
+				return ob, err
 			}
-			if h.plan.On == plan.Service {
-				r.result.PINFile = r.out.path(file)
-			}
+		}
+		if err := r.keepPIN(ctx, h); err != nil {
+			return ob, err
 		}
 		if h.plan.New {
 			if err := withModule(h.plan.Module, func(m *hsm.Module) error { return r.initPIN(ctx, m, s, h) }); err != nil {
-				return nil, err
+				return ob, err
 			}
 		}
 		var objects []hsm.Object
@@ -157,8 +164,64 @@ func (r *run) setPIN(ctx context.Context, s plan.Step, h *holder) error {
 		if err == nil {
 			err = h.expected(objects)
 		}
-		return audit.Object{"objects": len(objects)}, err
+		ob["objects"] = len(objects)
+		return ob, err
 	})
+}
+
+// keepPIN writes a generated PIN to its file, encrypted if the plan asks for that and
+// the machine can.
+func (r *run) keepPIN(ctx context.Context, h *holder) error {
+	if !h.generate {
+		return nil
+	}
+	if h.text == nil {
+		return nil // it is there, from before an interruption
+	}
+	r.tellPIN(h)
+	text := append(bytes.Clone(h.text), '\n')
+	defer clear(text)
+	if h.sealed() {
+		sealed, err := pins.Seal(ctx, h.plan.Credential, h.text)
+		if err != nil {
+			return err
+		}
+		return r.out.write(h.pinFile(), true, sealed)
+	}
+	return r.out.write(h.pinFile(), true, text)
+}
+
+func (r *run) tellPIN(h *holder) {
+	if h.plan.On == plan.Service {
+		r.result.PINFile = r.out.path(h.pinFile())
+	}
+}
+
+// sealed reports whether a generated PIN is encrypted for this machine.
+func (h *holder) sealed() bool { return h.plan.Credential != "" && pins.Sealer() != "" }
+
+// regainPIN takes a generated PIN from its file, in which it was before it was on the
+// token. What was not written whole was used nowhere.
+func (r *run) regainPIN(ctx context.Context, h *holder) error {
+	path := r.out.path(h.pinFile())
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !r.isDone(plan.Step{Name: plan.StepPIN, Of: string(h.plan.On)}) {
+		return nil // it is made by its step
+	}
+	if err == nil && h.sealed() {
+		text, err = pins.Unseal(ctx, h.plan.Credential, text)
+	} else if err == nil && !bytes.HasSuffix(text, []byte("\n")) {
+		clear(text)
+		return os.Remove(path)
+	}
+	if err != nil {
+		return refuseResume("put back the file with the PIN, or "+startOver, "%w", err)
+	}
+	defer clear(text)
+	h.pin = pins.Regain(bytes.TrimSuffix(text, []byte("\n")))
+	r.out.written = append(r.out.written, writtenFile{name: h.pinFile(), secret: true})
+	r.tellPIN(h)
+	return nil
 }
 
 func (r *run) initPIN(ctx context.Context, m *hsm.Module, s plan.Step, h *holder) error {
@@ -172,12 +235,16 @@ func (r *run) initPIN(ctx context.Context, m *hsm.Module, s plan.Step, h *holder
 	return m.InitPIN(ctx, slot, h.so.PIN, h.pin.PIN)
 }
 
-// pinFile is where a rehearsal's PIN is.
+// pinFile is where a generated PIN is.
 func (h *holder) pinFile() string {
+	name := PINFile
 	if h.plan.On == plan.Root {
-		return RootPINFile
+		name = RootPINFile
 	}
-	return PINFile
+	if h.sealed() {
+		name += SealedSuffix
+	}
+	return name
 }
 
 func (h *holder) withToken(ctx context.Context, f func(t *hsm.Token) error) error {
@@ -297,84 +364,4 @@ func (r *run) leave(ctx context.Context, s plan.Step, h *holder) error {
 		}
 		return audit.Object{"objects": there}, err
 	})
-}
-
-// gatherPINs gets the PINs that the steps to come need, and refuses weak ones while
-// nothing depends on them yet.
-func (r *run) gatherPINs(ctx context.Context) error {
-	for _, t := range r.plan.Tokens {
-		h := r.holders[t.On]
-		if h.left {
-			continue
-		}
-		if err := r.pinsOf(ctx, h); err != nil {
-			return err
-		}
-	}
-	return r.apart()
-}
-
-func (r *run) pinsOf(ctx context.Context, h *holder) (err error) {
-	if r.opts.Rehearse {
-		if h.pin, h.text, err = pins.Generate(); err != nil {
-			return err
-		}
-		var forgotten []byte // nobody resets the PIN of a throw-away token
-		h.so, forgotten, err = pins.Generate()
-		clear(forgotten)
-		return err
-	}
-	user, officer, of := r.opts.PIN, r.opts.SOPIN, ""
-	if h.plan.On == plan.Root {
-		user, officer, of = r.opts.RootPIN, r.opts.RootSOPIN, " of the root's token"
-	}
-	get := func(dst *pins.Given, from pins.Source, what string) error {
-		if from == nil {
-			return fmt.Errorf("no source for %s is given", what)
-		}
-		p, err := from(ctx)
-		if err != nil {
-			return fmt.Errorf("%s: %w", what, err)
-		}
-		*dst = p
-		if err := p.Strong(what, r.plan.Class == plan.Production); err != nil {
-			return &Error{Err: err, Hint: "choose another one; it is not changed later"}
-		}
-		return nil
-	}
-	officerActs := h.plan.New && !r.isDone(plan.Step{Name: plan.StepPIN, Of: string(h.plan.On)}) ||
-		r.plan.Kind == plan.Unlock && !r.isDone(plan.Step{Name: plan.StepUnlock, Of: string(h.plan.On)}) ||
-		r.plan.Kind == plan.Erase && !r.isDone(plan.Step{Name: plan.StepErase, Of: string(h.plan.On)})
-	if h.plan.Shares > 0 && officerActs {
-		if r.opts.KeepShare == nil || r.opts.AskShares == nil {
-			return &Error{Err: fmt.Errorf("%w: shares are shown to people", ErrUnattended), Hint: "run it at a terminal, or rehearse it"}
-		}
-		officerActs = r.isDone(plan.Step{Name: plan.StepShares, Of: string(h.plan.On)})
-		officer = r.opts.AskShares(h.plan.Threshold)
-	}
-	if officerActs {
-		if err := get(&h.so, officer, "the security officer's PIN"+of); err != nil {
-			return err
-		}
-	}
-	return get(&h.pin, user, "the user PIN"+of)
-}
-
-// apart refuses one PIN for two purposes.
-func (r *run) apart() error {
-	var all []pins.Given
-	for _, t := range r.plan.Tokens {
-		for _, p := range []pins.Given{r.holders[t.On].so, r.holders[t.On].pin} {
-			if p.Empty() {
-				continue
-			}
-			for _, other := range all {
-				if p.Equal(other.PIN) {
-					return &Error{Err: fmt.Errorf("%w: two PINs are the same", pins.ErrWeak), Hint: "whoever has one must not have the other"}
-				}
-			}
-			all = append(all, p)
-		}
-	}
-	return nil
 }

@@ -40,6 +40,7 @@ type Report struct {
 	Rehearsal   bool        `json:"rehearsal"`
 	Resumed     int         `json:"resumed"` // how often it was interrupted, or failed, and went on
 	TokenSerial string      `json:"token_serial"`
+	Exceptions  []string    `json:"exceptions,omitempty"`
 	Statements  []Statement `json:"statements"`
 }
 
@@ -85,6 +86,7 @@ func Verify(path string) (Report, error) {
 		{"the keys are those of the plan", v.checkKeys, true},
 		{"every attribute of every key is as it must be", v.attributes, false},
 		{"the negative and positive proofs hold", v.proofs, false},
+		{"what is not as it should be was accepted", v.exceptions, false},
 		{"the certificates are the planned ones, for these keys", v.certificates, false},
 		{"the token holds these keys and nothing else", v.closing, false},
 		{"a new log begins as planned, after what was found", v.newLog, false},

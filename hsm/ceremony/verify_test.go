@@ -121,6 +121,8 @@ func TestAForgedTranscriptIsFoundOutByWhatItSays(t *testing.T) {
 		"a token with a stranger's object":     {`"objects":\[`, `"objects":[{"class":"data","id":"","label":"x"},`, 65, "exactly one"},
 		"a token that was not empty":           {`"objects":0`, `"objects":1`, 5, "not empty"},
 		"a file outside":                       {`"file":"ca.pem"`, `"file":"../ca.pem"`, 65, "no file's name"},
+		"an exception that is left out":        {`"exceptions":\[[^]]*\],`, ``, -1, "not noted"},
+		"a weak PIN that nobody accepted":      {`"bits":128`, `"bits":42`, -1, "not noted"},
 		"another ceremony's record in between": {`"req":"[0-9a-f]{4}`, `"req":"0000`, 12, "same ceremony"},
 	} {
 		t.Run(name, func(t *testing.T) {

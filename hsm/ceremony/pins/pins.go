@@ -4,12 +4,12 @@
 // # What a caller may rely on
 //
 // A PIN cannot be printed, and its source is told without it. One that is made here
-// has 128 random bits.
+// has 128 random bits, or as many characters as the token takes.
 //
 // # What it does not protect against
 //
-// How long a PIN is says little of how it was chosen: people who bring their own
-// are asked for length and variety, and no more can be seen. Go's runtime makes
+// How long a PIN is says little of how it was chosen: what is reckoned of one that people
+// bring is the most that it can be, and a word is far weaker. Go's runtime makes
 // copies that cannot be wiped.
 package pins
 
@@ -20,6 +20,11 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"math"
+	"math/big"
+	"os/exec"
+	"strings"
+	"time"
 
 	"github.com/postern-pki/postern/hsm"
 )
@@ -28,7 +33,7 @@ import (
 // [hsm.PIN] it cannot be printed.
 type Given struct {
 	hsm.PIN
-	Source string // "generated", "file", "descriptor", "credential" or "terminal"
+	Source string // "generated", "file", "descriptor", "credential", "shares" or "terminal"
 }
 
 // A Source gets a PIN, once, before the token is touched.
@@ -37,34 +42,79 @@ type Source func(ctx context.Context) (Given, error)
 // ErrWeak says that a PIN is too short or too plain for the plan's class.
 var ErrWeak = errors.New("the PIN is too weak")
 
+// MinBits is the least strength of a PIN for production, unless the token takes no
+// longer one.
+const MinBits = 80
+
 const (
-	minPIN           = 4 // the least that a token of PKCS#11 asks for
-	minProductionPIN = 12
-	minDistinct      = 5 // different characters in a production PIN: excludes 111111111111
+	minPIN         = 4  // the least that a token of PKCS#11 asks for
+	generatedBytes = 16 // that are random in a PIN that is made here
+	generatedLen   = 26 // characters of them in base32
+	letters        = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 )
 
-// GeneratedBytes is how many random bytes are in a PIN that is made here: a ceremony
-// must not make less than 10.
-const GeneratedBytes = 16
+// Bits reckons how strong the PIN is: what is random in one that was made here. Of any
+// other it is the most that can be: each character is counted as if it were chosen at
+// random among those of its kinds, but for one that repeats the character before it or
+// goes on counting from there.
+func (p Given) Bits() int {
+	bits := 0.0
+	_ = p.Reveal(func(text []byte) error {
+		if p.Source == "generated" && len(text) == generatedLen {
+			bits = 8 * generatedBytes
+			return nil
+		}
+		size, n := 0, 0
+		var seen [4]bool
+		for i, c := range text {
+			if i == 0 || c != text[i-1] && c != text[i-1]+1 && c != text[i-1]-1 || p.Source == "generated" {
+				n++
+			}
+			if k := kind(c); !seen[k] {
+				seen[k], size = true, size+[4]int{10, 26, 26, 33}[k]
+			}
+		}
+		if p.Source == "generated" {
+			size = len(letters)
+		}
+		if n > 0 {
+			bits = float64(n) * math.Log2(float64(size))
+		}
+		return nil
+	})
+	return int(bits)
+}
 
-// Strong checks a PIN against what a plan of its class asks for.
-func (p Given) Strong(what string, production bool) error {
-	least := minPIN
-	if production {
-		least = minProductionPIN
-	}
+// kind is that of a character: digits, lower and upper case letters, and the rest.
+func kind(c byte) int {
 	switch {
-	case p.Len() < least:
-		return fmt.Errorf("%w: %s has at least %d characters", ErrWeak, what, least)
-	case production && p.Distinct() < minDistinct:
-		return fmt.Errorf("%w: %s has fewer than %d different characters", ErrWeak, what, minDistinct)
+	case c >= '0' && c <= '9':
+		return 0
+	case c >= 'a' && c <= 'z':
+		return 1
+	case c >= 'A' && c <= 'Z':
+		return 2
+	default:
+		return 3
+	}
+}
+
+// Strong checks a PIN against what a plan of its class asks for. longest is the most
+// characters that its token takes, 0 for no limit: such a PIN is as strong as it can be.
+func (p Given) Strong(what string, production bool, longest int) error {
+	switch {
+	case p.Len() < minPIN:
+		return fmt.Errorf("%w: %s has at least %d characters", ErrWeak, what, minPIN)
+	case production && p.Bits() < MinBits && (longest == 0 || p.Len() < longest || p.Distinct() < minPIN):
+		return fmt.Errorf("%w: %s has %d bits at most, and %d are asked for", ErrWeak, what, p.Bits(), MinBits)
 	}
 	return nil
 }
 
-// Generate makes a PIN of 128 random bits, and returns its text to be kept.
-func Generate() (Given, []byte, error) {
-	raw := make([]byte, GeneratedBytes)
+// Generate makes a PIN of 128 random bits, and returns its text to be kept. If a token
+// takes less than its 26 characters, it has longest letters and digits; 0 is no limit.
+func Generate(longest int) (Given, []byte, error) {
+	raw := make([]byte, generatedBytes)
 	defer clear(raw)
 	if _, err := rand.Read(raw); err != nil {
 		return Given{}, nil, err
@@ -73,8 +123,57 @@ func Generate() (Given, []byte, error) {
 	text := make([]byte, enc.EncodedLen(len(raw)))
 	defer clear(text)
 	enc.Encode(text, raw)
-	lower := bytes.ToLower(text)
-	return Given{hsm.NewPIN(lower), "generated"}, lower, nil
+	kept := bytes.ToLower(text)
+	if longest > 0 && longest < generatedLen {
+		kept = kept[:longest]
+		for i := range kept {
+			n, err := rand.Int(rand.Reader, big.NewInt(int64(len(letters))))
+			if err != nil {
+				return Given{}, nil, err
+			}
+			kept[i] = letters[n.Int64()]
+		}
+	}
+	return Given{hsm.NewPIN(kept), "generated"}, kept, nil
+}
+
+// Regain is a generated PIN whose text was kept.
+func Regain(text []byte) Given { return Given{hsm.NewPIN(text), "generated"} }
+
+// sealer is the program that encrypts credentials for this machine.
+const sealer = "systemd-creds"
+
+// Sealer returns where the program for [Seal] is; "" if there is none.
+func Sealer() string {
+	path, err := exec.LookPath(sealer)
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+// Seal encrypts a PIN's text as a credential of that name, for this machine alone: what
+// LoadCredentialEncrypted= of a unit reads.
+func Seal(ctx context.Context, name string, text []byte) ([]byte, error) {
+	return seal(ctx, "encrypt", name, text)
+}
+
+// Unseal is the way back.
+func Unseal(ctx context.Context, name string, sealed []byte) ([]byte, error) {
+	return seal(ctx, "decrypt", name, sealed)
+}
+
+func seal(ctx context.Context, verb, name string, in []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, sealer, verb, "--name="+name, "-", "-") //nolint:gosec // the PIN is on its standard input
+	var said bytes.Buffer
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(in), &said
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %s", sealer, verb, err, strings.ToValidUTF8(strings.TrimSpace(said.String()), "?"))
+	}
+	return out, nil
 }
 
 // named says where a source's PIN comes from.

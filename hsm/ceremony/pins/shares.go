@@ -30,7 +30,7 @@ func Split(m, n int) (Given, []Share, error) {
 	if m < 2 || n < m || n > maxShares {
 		return Given{}, nil, fmt.Errorf("%d of %d is no way to share a PIN: 2 or more, of at most %d", m, n, maxShares)
 	}
-	pin, text, err := Generate()
+	pin, text, err := Generate(0)
 	if err != nil {
 		return Given{}, nil, err
 	}

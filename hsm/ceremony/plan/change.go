@@ -139,6 +139,9 @@ func (d *decoder) person(p *Plan) func(n *yaml.Node, path string) {
 // together wants people who are not one, and among them two who look at each other.
 func (d *decoder) together(p Plan, doc *yaml.Node) {
 	if len(p.People) == 0 {
+		if p.Class == Production {
+			d.fault(doc, "people", "", "is missing: a production plan names an administrator and a witness at least, who sign it")
+		}
 		return
 	}
 	n, roles, seen := child(doc, "people"), map[string]bool{}, map[string]bool{}

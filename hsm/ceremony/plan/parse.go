@@ -127,6 +127,7 @@ func (d *decoder) token(t *Token, n *yaml.Node, path string) {
 		field{"label", false, d.text(&t.Label, maxTokenLabel)},
 		field{"serial", false, d.text(&t.Serial, 16)},
 		field{"so_pin", false, func(n *yaml.Node, path string) { d.shares(t, n, path) }},
+		field{"pin_credential", false, d.planName(&t.Credential)},
 	)
 	if len(d.faults) > before {
 		return
@@ -141,6 +142,8 @@ func (d *decoder) token(t *Token, n *yaml.Node, path string) {
 		d.fault(n, path+".label", "", "is missing: a new token gets this label")
 	case !t.New && t.Shares > 0:
 		d.fault(n, path+".so_pin", "", "is that of a token that is there already: only a new one's can be shared")
+	case !t.New && t.Credential != "":
+		d.fault(n, path+".pin_credential", "", "is for the PIN of a new token, which is made here")
 	case !t.New && t.Serial == "":
 		d.fault(n, path+".serial", "", "is missing: select a token by its serial, or give `new: true` with a label")
 	}

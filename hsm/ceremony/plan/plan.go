@@ -119,6 +119,10 @@ type Token struct {
 	Serial string // an initialized and empty token
 
 	Shares, Threshold int // of a new token's SO PIN; 0: people bring one
+
+	// Credential is the name under which the generated user PIN of a new token is
+	// encrypted for this machine; "" for a file that is not encrypted.
+	Credential string
 }
 
 // A Person takes part in a ceremony, and signs its plan and its transcript.

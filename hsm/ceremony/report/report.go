@@ -37,6 +37,9 @@ func Of(path string) (Document, error) {
 	case found.Rehearsal:
 		d.Mark = plan.RehearsalMark
 	}
+	if len(found.Exceptions) > 0 {
+		d.Sections = append(d.Sections, Section{Title: "Exceptions", Lines: found.Exceptions})
+	}
 	d.Sections = append(d.Sections, verdict(found), digests(found))
 	if h.Records > 0 {
 		d.Sections = append(d.Sections, where(h), keys(h), certificates(h), course(h))
