@@ -106,7 +106,7 @@ func (m marks) Replace(ctx context.Context, mark []byte) error {
 var purposes = [...]struct {
 	word    string
 	purpose hsm.Purpose
-}{{"ca", hsm.CA}, {"ra-sign", hsm.RASign}, {"ra-decrypt", hsm.RADecrypt}, {"tls", hsm.TLS}, {"audit", hsm.Audit}}
+}{{"ca", hsm.CA}, {"ra-sign", hsm.RASign}, {"ra-decrypt", hsm.RADecrypt}, {"ra", hsm.RA}, {"tls", hsm.TLS}, {"audit", hsm.Audit}}
 
 // openKey finds a key and compares its public key with what the ceremony
 // recorded.

@@ -102,7 +102,11 @@ func (a *Authority) status(ctx context.Context) operator.Status {
 	}
 	for _, i := range a.cfg.Issuers {
 		expiry(i.Name+" ca", i.CA)
-		expiry(i.Name+" ra-sign", i.RASign)
+		expiry(i.Name+map[bool]string{false: " ra-sign", true: " ra"}[i.SingleRA()], i.RASign)
+		if i.SingleRA() {
+			s.Weaker = append(s.Weaker, "issuer "+i.Name+" has a single RA key: whoever can have it sign can have it open envelopes too")
+			continue
+		}
 		expiry(i.Name+" ra-decrypt", i.RADecrypt)
 	}
 	expiry("audit", a.cfg.AuditCertificate)

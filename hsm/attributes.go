@@ -28,6 +28,7 @@ const (
 	CA        Purpose = "ca"         // signs certificates and CRLs
 	RASign    Purpose = "ra-sign"    // signs answers
 	RADecrypt Purpose = "ra-decrypt" // opens envelopes, and signs nothing
+	RA        Purpose = "ra"         // signs answers and opens envelopes: weaker than two keys
 	TLS       Purpose = "tls"        // signs handshakes
 	Audit     Purpose = "audit"      // signs checkpoints and manifests
 )
@@ -71,7 +72,7 @@ func (p Purpose) Algorithms() []Algorithm {
 	switch p {
 	case CA:
 		return []Algorithm{P256, P384, RSA2048, RSA3072, RSA4096}
-	case RASign, RADecrypt:
+	case RASign, RADecrypt, RA:
 		return []Algorithm{RSA2048, RSA3072, RSA4096}
 	case TLS, Audit:
 		return []Algorithm{P256} // what checkpoints are signed with, and every device knows
@@ -80,18 +81,28 @@ func (p Purpose) Algorithms() []Algorithm {
 	}
 }
 
-// mechanism is the only one that a key may be used with. RSA signs a DigestInfo
-// that is made here, so that its hash is seen here; RSA decrypts raw, so that
-// the padding is looked at here and not by a token that tells failures apart.
-func mechanism(p Purpose, rsa bool) uint {
-	switch {
-	case p == RADecrypt:
-		return pkcs11.CKM_RSA_X_509
-	case rsa:
+// signs and opens say what a purpose allows.
+func (p Purpose) signs() bool { return p != RADecrypt }
+func (p Purpose) opens() bool { return p == RADecrypt || p == RA }
+
+// signMechanism is the only one that a key signs with. RSA signs a DigestInfo whose hash
+// is seen here; it decrypts raw, so that no token looks at the padding and tells failures.
+func signMechanism(rsa bool) uint {
+	if rsa {
 		return pkcs11.CKM_RSA_PKCS
-	default:
-		return pkcs11.CKM_ECDSA
 	}
+	return pkcs11.CKM_ECDSA
+}
+
+// mechanisms is the list of what a key may be used with, as it lies in memory.
+func mechanisms(p Purpose, rsa bool) (out []byte) {
+	if p.signs() {
+		out = ulong(signMechanism(rsa))
+	}
+	if p.opens() {
+		out = append(out, ulong(pkcs11.CKM_RSA_X_509)...)
+	}
+	return out
 }
 
 // A Tier says what a token that does not know an attribute means.
@@ -153,7 +164,6 @@ func ulong(v uint) []byte { return binary.NativeEndian.AppendUint64(nil, uint64(
 // sections 4.7 to 4.9). SIGN_RECOVER and MODIFIABLE default to true where
 // nothing is said, and on a modifiable key the rest means nothing.
 func privateRules(p Purpose, rsa bool) []rule {
-	sign := p != RADecrypt
 	gen := uint(pkcs11.CKM_EC_KEY_PAIR_GEN)
 	kind := uint(pkcs11.CKK_EC)
 	if rsa {
@@ -170,15 +180,15 @@ func privateRules(p Purpose, rsa bool) []rule {
 		{pkcs11.CKA_NEVER_EXTRACTABLE, "CKA_NEVER_EXTRACTABLE", flag(true), Required, true},
 		{pkcs11.CKA_LOCAL, "CKA_LOCAL", flag(true), Required, true},
 		{pkcs11.CKA_MODIFIABLE, "CKA_MODIFIABLE", flag(false), Required, false},
-		{pkcs11.CKA_SIGN, "CKA_SIGN", flag(sign), Required, false},
-		{pkcs11.CKA_DECRYPT, "CKA_DECRYPT", flag(!sign), Required, false},
+		{pkcs11.CKA_SIGN, "CKA_SIGN", flag(p.signs()), Required, false},
+		{pkcs11.CKA_DECRYPT, "CKA_DECRYPT", flag(p.opens()), Required, false},
 		{pkcs11.CKA_SIGN_RECOVER, "CKA_SIGN_RECOVER", flag(false), Required, false},
 		{pkcs11.CKA_UNWRAP, "CKA_UNWRAP", flag(false), Required, false},
 		{pkcs11.CKA_DERIVE, "CKA_DERIVE", flag(false), Required, false},
 		{pkcs11.CKA_WRAP, "CKA_WRAP", flag(false), IfSupported, true}, // no attribute of a private key; some tokens have it all the same
 		{pkcs11.CKA_ALWAYS_AUTHENTICATE, "CKA_ALWAYS_AUTHENTICATE", flag(false), IfSupported, true},
 		{pkcs11.CKA_KEY_GEN_MECHANISM, "CKA_KEY_GEN_MECHANISM", ulong(gen), IfSupported, true},
-		{pkcs11.CKA_ALLOWED_MECHANISMS, "CKA_ALLOWED_MECHANISMS", ulong(mechanism(p, rsa)), IfSupported, false},
+		{pkcs11.CKA_ALLOWED_MECHANISMS, "CKA_ALLOWED_MECHANISMS", mechanisms(p, rsa), IfSupported, false},
 		{pkcs11.CKA_COPYABLE, "CKA_COPYABLE", flag(false), IfSupported, false},
 		{pkcs11.CKA_DESTROYABLE, "CKA_DESTROYABLE", flag(false), IfSupported, false},
 	}
@@ -187,7 +197,6 @@ func privateRules(p Purpose, rsa bool) []rule {
 // publicRules is what is fixed for the public half. It is checked because a
 // public key that wraps would let the token's other keys out under this one.
 func publicRules(p Purpose, rsa bool) []rule {
-	sign := p != RADecrypt
 	kind := uint(pkcs11.CKK_EC)
 	if rsa {
 		kind = pkcs11.CKK_RSA
@@ -197,8 +206,8 @@ func publicRules(p Purpose, rsa bool) []rule {
 		{pkcs11.CKA_KEY_TYPE, "public CKA_KEY_TYPE", ulong(kind), Required, false},
 		{pkcs11.CKA_TOKEN, "public CKA_TOKEN", flag(true), Required, false},
 		{pkcs11.CKA_MODIFIABLE, "public CKA_MODIFIABLE", flag(false), Required, false},
-		{pkcs11.CKA_VERIFY, "public CKA_VERIFY", flag(sign), Required, false},
-		{pkcs11.CKA_ENCRYPT, "public CKA_ENCRYPT", flag(!sign), Required, false},
+		{pkcs11.CKA_VERIFY, "public CKA_VERIFY", flag(p.signs()), Required, false},
+		{pkcs11.CKA_ENCRYPT, "public CKA_ENCRYPT", flag(p.opens()), Required, false},
 		{pkcs11.CKA_VERIFY_RECOVER, "public CKA_VERIFY_RECOVER", flag(false), Required, false},
 		{pkcs11.CKA_WRAP, "public CKA_WRAP", flag(false), Required, false},
 		{pkcs11.CKA_DERIVE, "public CKA_DERIVE", flag(false), Required, false},

@@ -261,6 +261,12 @@ func attempts(p Purpose, alg Algorithm) []attempted {
 			attempted{"it cannot sign by its own mechanism", "C_SignInit CKM_RSA_X_509", forbidden, signInit(pkcs11.CKM_RSA_X_509)},
 			attempted{"it cannot be made to sign", "C_SetAttributeValue CKA_SIGN=true", readOnly, set(pkcs11.CKA_SIGN, true)})
 	}
+	if p == RA {
+		return append(all,
+			attempted{"it cannot be made to unwrap", "C_SetAttributeValue CKA_UNWRAP=true", readOnly, set(pkcs11.CKA_UNWRAP, true)},
+			attempted{"it cannot be made to sign with recovery", "C_SetAttributeValue CKA_SIGN_RECOVER=true", readOnly, set(pkcs11.CKA_SIGN_RECOVER, true)},
+			attempted{"it cannot be made to derive", "C_SetAttributeValue CKA_DERIVE=true", readOnly, set(pkcs11.CKA_DERIVE, true)})
+	}
 	return append(all,
 		// For an EC key too: it is the only mechanism that decrypts at all.
 		attempted{"it cannot decrypt", "C_DecryptInit CKM_RSA_PKCS", forbidden, func(t *Token, h pkcs11.SessionHandle, o pkcs11.ObjectHandle) error {
@@ -291,37 +297,6 @@ func (t *Token) refusals(k *Key) ([]Proof, error) {
 // A try asks the token for what it has to refuse.
 type try func(t *Token, h pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
 
-// An attempted is a call that must be refused, and the refusals that prove it;
-// another error, such as a mechanism that the token does not have, proves nothing.
-type attempted struct {
-	name, call string
-	refusals   []uint
-	try        try
-}
-
-func (a attempted) judge(err error) Proof {
-	p := Proof{Name: a.name, Tried: a.call}
-	p.Code, _ = CodeOf(err)
-	for _, r := range a.refusals {
-		if uint(p.Code) == r {
-			p.Holds = true
-		}
-	}
-	switch {
-	case err == nil:
-		p.Say = "the token did it"
-	case p.Holds:
-		p.Say = "refused with " + p.Code.String()
-	case errors.Is(err, errNoWrapper):
-		p.Say = "could not be tried: the token makes no AES key to wrap with: " + p.Code.String()
-	default:
-		p.Say = "failed with " + p.Code.String() + ", which is no refusal of this"
-	}
-	return p
-}
-
-var errNoWrapper = errors.New("no wrapping key")
-
 // wrap tries to wrap the key under an AES key that lives as long as the session.
 func (t *Token) wrap(h pkcs11.SessionHandle, object pkcs11.ObjectHandle) error {
 	p11 := t.module.p11
@@ -350,7 +325,10 @@ func (t *Token) wrap(h pkcs11.SessionHandle, object pkcs11.ObjectHandle) error {
 
 // worksProof is the positive proof: the private key belongs to the public one.
 func worksProof(p Purpose) Proof {
-	if p == RADecrypt {
+	switch p {
+	case RA:
+		return Proof{Name: "it signs, and opens what the public key closed", Tried: "C_Sign, C_Decrypt"}
+	case RADecrypt:
 		return Proof{Name: "it opens what the public key closed", Tried: "C_Decrypt"}
 	}
 	return Proof{Name: "it signs, and the public key verifies", Tried: "C_Sign"}
@@ -358,8 +336,10 @@ func worksProof(p Purpose) Proof {
 
 func (k *Key) works(ctx context.Context) Proof {
 	p := worksProof(k.spec.Purpose)
-	if k.spec.Purpose == RADecrypt {
-		return k.decrypts(ctx, p)
+	if k.spec.Purpose.opens() {
+		if p = k.decrypts(ctx, p); !p.Holds || !k.spec.Purpose.signs() {
+			return p
+		}
 	}
 	text := append([]byte("postern: proof of possession of a fresh key, for nothing else\x00"), random32()...)
 	digest := sha256.Sum256(text)

@@ -20,6 +20,7 @@ func TestProofsHoldForEveryPurpose(t *testing.T) {
 		"ca-rsa": {Purpose: hsm.CA, Algorithm: hsm.RSA2048},
 		"sign":   {Purpose: hsm.RASign, Algorithm: hsm.RSA2048},
 		"dec":    {Purpose: hsm.RADecrypt, Algorithm: hsm.RSA2048},
+		"ra":     {Purpose: hsm.RA, Algorithm: hsm.RSA2048},
 		"tls":    {Purpose: hsm.TLS, Algorithm: hsm.P256},
 		"audit":  {Purpose: hsm.Audit, Algorithm: hsm.P256},
 	}
@@ -156,7 +157,7 @@ func initialize(t *testing.T, module, label string, so, user hsm.PIN) hsm.Slot {
 }
 
 func TestTemplatesMatchTheAudit(t *testing.T) {
-	for _, p := range []hsm.Purpose{hsm.CA, hsm.RASign, hsm.RADecrypt, hsm.TLS, hsm.Audit} {
+	for _, p := range []hsm.Purpose{hsm.CA, hsm.RASign, hsm.RADecrypt, hsm.RA, hsm.TLS, hsm.Audit} {
 		for _, a := range p.Algorithms() {
 			_, private, err := hsm.Template(p, "label", []byte{1}, a)
 			if err != nil {
@@ -165,7 +166,7 @@ func TestTemplatesMatchTheAudit(t *testing.T) {
 			has := func(typ uint, v byte) bool {
 				return slices.ContainsFunc(private, func(x *pkcs11.Attribute) bool { return x.Type == typ && len(x.Value) == 1 && x.Value[0] == v })
 			}
-			if has(pkcs11.CKA_SIGN, 1) == has(pkcs11.CKA_DECRYPT, 1) || !has(pkcs11.CKA_SENSITIVE, 1) || !has(pkcs11.CKA_EXTRACTABLE, 0) || !has(pkcs11.CKA_MODIFIABLE, 0) {
+			if has(pkcs11.CKA_SIGN, 1) == has(pkcs11.CKA_DECRYPT, 1) != (p == hsm.RA) || !has(pkcs11.CKA_UNWRAP, 0) || !has(pkcs11.CKA_SIGN_RECOVER, 0) || !has(pkcs11.CKA_DERIVE, 0) || !has(pkcs11.CKA_SENSITIVE, 1) || !has(pkcs11.CKA_EXTRACTABLE, 0) || !has(pkcs11.CKA_MODIFIABLE, 0) {
 				t.Errorf("%s %s: not exactly one use, or not locked down", p, a)
 			}
 			if len(hsm.Rules(p, a)) < len(private) {

@@ -180,3 +180,34 @@ func sentinel(op string, name, cause error) error {
 func lasting(err error) bool {
 	return errors.Is(err, ErrKeyChanged) || errors.Is(err, ErrTokenChanged) || errors.Is(err, ErrPIN) || errors.Is(err, ErrPINCount)
 }
+
+// An attempted is a call that must be refused, and the refusals that prove it;
+// another error, such as a mechanism that the token does not have, proves nothing.
+type attempted struct {
+	name, call string
+	refusals   []uint
+	try        try
+}
+
+func (a attempted) judge(err error) Proof {
+	p := Proof{Name: a.name, Tried: a.call}
+	p.Code, _ = CodeOf(err)
+	for _, r := range a.refusals {
+		if uint(p.Code) == r {
+			p.Holds = true
+		}
+	}
+	switch {
+	case err == nil:
+		p.Say = "the token did it"
+	case p.Holds:
+		p.Say = "refused with " + p.Code.String()
+	case errors.Is(err, errNoWrapper):
+		p.Say = "could not be tried: the token makes no AES key to wrap with: " + p.Code.String()
+	default:
+		p.Say = "failed with " + p.Code.String() + ", which is no refusal of this"
+	}
+	return p
+}
+
+var errNoWrapper = errors.New("no wrapping key")

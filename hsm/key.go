@@ -136,7 +136,7 @@ func (b Bound) Public() crypto.PublicKey { return b.key.pub }
 func (b Bound) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	k := b.key
 	fail := func(err error) ([]byte, error) { return nil, &Error{Op: "sign", Key: k.spec.Label, Err: err} }
-	if k.spec.Purpose == RADecrypt {
+	if !k.spec.Purpose.signs() {
 		return fail(ErrPurpose)
 	}
 	if opts == nil {
@@ -147,7 +147,7 @@ func (b Bound) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte,
 	}
 	hash := opts.HashFunc()
 	prefix := digestInfo(hash)
-	if prefix == nil || hash == crypto.SHA1 && k.spec.Purpose != RASign {
+	if prefix == nil || hash == crypto.SHA1 && k.spec.Purpose != RASign && k.spec.Purpose != RA {
 		return fail(fmt.Errorf("%w: %v", ErrAlgorithm, hash))
 	}
 	if len(digest) != hash.Size() {
@@ -174,7 +174,7 @@ func (b Bound) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte,
 }
 
 func (k *Key) rawSign(ctx context.Context, input []byte) ([]byte, error) {
-	t, mech := k.token, mechanism(k.spec.Purpose, k.alg.IsRSA())
+	t, mech := k.token, signMechanism(k.alg.IsRSA())
 	return call(ctx, t, "sign", func(h pkcs11.SessionHandle) ([]byte, error) {
 		object, err := k.object(h)
 		if err != nil {
@@ -284,7 +284,7 @@ const (
 type SessionKeyOptions = rsa.PKCS1v15DecryptOptions //nolint:staticcheck // see above
 
 // Decrypt opens RSAES-PKCS1-v1_5 key transport (RFC 8017, section 7.2.2) with a
-// key whose purpose is RADecrypt. opts must be a [*SessionKeyOptions]
+// key whose purpose is RADecrypt or RA. opts must be a [*SessionKeyOptions]
 // with the length of the key that is looked for. It ignores rand: the random key comes from
 // crypto/rand.
 //
@@ -297,7 +297,7 @@ func (b Bound) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts
 	k := b.key
 	fail := func(err error) ([]byte, error) { return nil, &Error{Op: "decrypt", Key: k.spec.Label, Err: err} }
 	pub, isRSA := k.pub.(*rsa.PublicKey)
-	if k.spec.Purpose != RADecrypt || !isRSA {
+	if !k.spec.Purpose.opens() || !isRSA {
 		return fail(ErrPurpose)
 	}
 	o, ok := opts.(*SessionKeyOptions)

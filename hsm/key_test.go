@@ -269,19 +269,22 @@ func TestAttributeDifferencesRefuse(t *testing.T) {
 		change  func([]*pkcs11.Attribute) []*pkcs11.Attribute
 		want    []string
 	}{
-		"as it should be":           {false, hsm.CA, change(pkcs11.CKA_LOCAL+0x10000, nil), nil},
-		"extractable":               {false, hsm.CA, change(pkcs11.CKA_EXTRACTABLE, true), []string{"CKA_EXTRACTABLE", "CKA_NEVER_EXTRACTABLE"}},
-		"not sensitive":             {false, hsm.CA, change(pkcs11.CKA_SENSITIVE, false), []string{"CKA_SENSITIVE", "CKA_ALWAYS_SENSITIVE"}},
-		"signs and decrypts":        {false, hsm.RASign, change(pkcs11.CKA_DECRYPT, true), []string{"CKA_DECRYPT"}},
-		"decrypts and signs":        {false, hsm.RADecrypt, change(pkcs11.CKA_SIGN, true), []string{"CKA_SIGN"}},
-		"unwraps":                   {false, hsm.RADecrypt, change(pkcs11.CKA_UNWRAP, true), []string{"CKA_UNWRAP"}},
-		"modifiable by default":     {false, hsm.CA, change(pkcs11.CKA_MODIFIABLE, nil), []string{"CKA_MODIFIABLE"}},
-		"recovers by default":       {false, hsm.RASign, change(pkcs11.CKA_SIGN_RECOVER, nil), []string{"CKA_SIGN_RECOVER"}},
-		"derives":                   {false, hsm.CA, change(pkcs11.CKA_DERIVE, true), []string{"CKA_DERIVE"}},
-		"any mechanism":             {false, hsm.RASign, change(pkcs11.CKA_ALLOWED_MECHANISMS, nil), []string{"CKA_ALLOWED_MECHANISMS"}},
-		"copyable":                  {false, hsm.CA, change(pkcs11.CKA_COPYABLE, true), []string{"CKA_COPYABLE"}},
-		"a public half that wraps":  {true, hsm.RADecrypt, change(pkcs11.CKA_WRAP, true), []string{"public CKA_WRAP"}},
-		"a public half that is new": {true, hsm.CA, change(pkcs11.CKA_MODIFIABLE, true), []string{"public CKA_MODIFIABLE"}},
+		"as it should be":             {false, hsm.CA, change(pkcs11.CKA_LOCAL+0x10000, nil), nil},
+		"extractable":                 {false, hsm.CA, change(pkcs11.CKA_EXTRACTABLE, true), []string{"CKA_EXTRACTABLE", "CKA_NEVER_EXTRACTABLE"}},
+		"not sensitive":               {false, hsm.CA, change(pkcs11.CKA_SENSITIVE, false), []string{"CKA_SENSITIVE", "CKA_ALWAYS_SENSITIVE"}},
+		"signs and decrypts":          {false, hsm.RASign, change(pkcs11.CKA_DECRYPT, true), []string{"CKA_DECRYPT"}},
+		"decrypts and signs":          {false, hsm.RADecrypt, change(pkcs11.CKA_SIGN, true), []string{"CKA_SIGN"}},
+		"one for both that unwraps":   {false, hsm.RA, change(pkcs11.CKA_UNWRAP, true), []string{"CKA_UNWRAP"}},
+		"one for both that recovers":  {false, hsm.RA, change(pkcs11.CKA_SIGN_RECOVER, true), []string{"CKA_SIGN_RECOVER"}},
+		"one for both that signs not": {false, hsm.RA, change(pkcs11.CKA_SIGN, false), []string{"CKA_SIGN"}},
+		"unwraps":                     {false, hsm.RADecrypt, change(pkcs11.CKA_UNWRAP, true), []string{"CKA_UNWRAP"}},
+		"modifiable by default":       {false, hsm.CA, change(pkcs11.CKA_MODIFIABLE, nil), []string{"CKA_MODIFIABLE"}},
+		"recovers by default":         {false, hsm.RASign, change(pkcs11.CKA_SIGN_RECOVER, nil), []string{"CKA_SIGN_RECOVER"}},
+		"derives":                     {false, hsm.CA, change(pkcs11.CKA_DERIVE, true), []string{"CKA_DERIVE"}},
+		"any mechanism":               {false, hsm.RASign, change(pkcs11.CKA_ALLOWED_MECHANISMS, nil), []string{"CKA_ALLOWED_MECHANISMS"}},
+		"copyable":                    {false, hsm.CA, change(pkcs11.CKA_COPYABLE, true), []string{"CKA_COPYABLE"}},
+		"a public half that wraps":    {true, hsm.RADecrypt, change(pkcs11.CKA_WRAP, true), []string{"public CKA_WRAP"}},
+		"a public half that is new":   {true, hsm.CA, change(pkcs11.CKA_MODIFIABLE, true), []string{"public CKA_MODIFIABLE"}},
 	}
 	var id byte
 	for name, tt := range cases {

@@ -132,7 +132,7 @@ func (t *Token) probe() error {
 			return struct{}{}, pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
 		}
 		for _, k := range t.known() {
-			if k.spec.Purpose == RADecrypt { // nothing is signed for a probe: a signature is an act
+			if k.spec.Purpose.opens() { // nothing is signed for a probe: a signature is an act
 				return struct{}{}, k.opens(h)
 			}
 		}
@@ -358,7 +358,7 @@ func (t *Token) reconnect() error {
 	t.logins.Add(1)
 	for _, k := range t.known() {
 		_, err := k.object(h)
-		if err == nil && k.spec.Purpose == RADecrypt {
+		if err == nil && k.spec.Purpose.opens() {
 			err = k.opens(h)
 		}
 		if err != nil {

@@ -219,7 +219,7 @@ func (l *loader) keys() {
 			l.fault(at+".label", "one key cannot have two purposes", "")
 		}
 		names[k.Name], labels[label] = true, true
-		purposes := []string{"ca", "ra-sign", "ra-decrypt", "tls", "audit"}
+		purposes := []string{"ca", "ra-sign", "ra-decrypt", "ra", "tls", "audit"}
 		if !slices.Contains(purposes, k.Purpose) {
 			l.fault(at+".purpose", "is one of "+strings.Join(purposes, ", "), policy.Nearest(k.Purpose, purposes))
 		}

@@ -82,6 +82,9 @@ type Issuer struct {
 	MaxValidity string   `yaml:"max_validity"` // the key's own limit, whatever a profile says; default 3660d
 }
 
+// SingleRA reports whether one key, of purpose ra, both signs answers and opens envelopes.
+func (i Issuer) SingleRA() bool { return i.RASign.Key != "" && i.RASign.Key == i.RADecrypt.Key }
+
 // Audit configures the log.
 type Audit struct {
 	Key             string `yaml:"key"`

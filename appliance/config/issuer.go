@@ -18,8 +18,12 @@ func (l *loader) issuer(n int) {
 		}
 	}
 	l.use(at+".ca.key", in.CA.Key, "ca")
-	l.use(at+".ra_sign.key", in.RASign.Key, "ra-sign")
-	l.use(at+".ra_decrypt.key", in.RADecrypt.Key, "ra-decrypt")
+	sign, decrypt := "ra-sign", "ra-decrypt"
+	if in.SingleRA() {
+		sign, decrypt = "ra", "ra"
+	}
+	l.use(at+".ra_sign.key", in.RASign.Key, sign)
+	l.use(at+".ra_decrypt.key", in.RADecrypt.Key, decrypt)
 	out := LoadedIssuer{
 		Issuer:      in,
 		CA:          l.certificate(at+".ca.certificate", in.CA.Certificate),
@@ -43,16 +47,26 @@ func (l *loader) generation(at string, i LoadedIssuer) {
 	if !i.CA.IsCA || i.CA.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {
 		l.fault(at+".ca.certificate", "a CA's key usage is keyCertSign and cRLSign alone", "")
 	}
+	signs, opens := x509.KeyUsageDigitalSignature, x509.KeyUsageKeyEncipherment
+	signWord, openWord := "digitalSignature alone", "keyEncipherment alone"
+	if i.SingleRA() {
+		signs |= opens
+		opens = signs
+		signWord, openWord = "digitalSignature and keyEncipherment", "digitalSignature and keyEncipherment"
+		if !i.RASign.Equal(i.RADecrypt) {
+			l.fault(at+".ra_decrypt.certificate", "has to be that of ra_sign: one key has one certificate", "")
+		}
+	}
 	for path, ra := range map[string]struct {
 		cert  *x509.Certificate
 		usage x509.KeyUsage
 		name  string
 	}{
-		at + ".ra_sign.certificate":    {i.RASign, x509.KeyUsageDigitalSignature, "digitalSignature"},
-		at + ".ra_decrypt.certificate": {i.RADecrypt, x509.KeyUsageKeyEncipherment, "keyEncipherment"},
+		at + ".ra_sign.certificate":    {i.RASign, signs, signWord},
+		at + ".ra_decrypt.certificate": {i.RADecrypt, opens, openWord},
 	} {
 		if ra.cert.KeyUsage != ra.usage {
-			l.fault(path, "its key usage has to be "+ra.name+" alone", "")
+			l.fault(path, "its key usage has to be "+ra.name, "")
 		}
 		if !isRA(ra.cert) {
 			l.fault(path, "its extended key usage has to be Certificate Request Agent (1.3.6.1.4.1.311.20.2.1) or serverAuth: devices tell an RA by it", "")

@@ -34,7 +34,7 @@ func (k *Keyholder) SignReply(ctx context.Context, id rpc.KeyID, digest []byte, 
 
 func (k *Keyholder) raKey(id rpc.KeyID, p hsm.Purpose, what string) (*hsm.Key, error) {
 	key, ok := k.ra[id]
-	if !ok || key.Purpose() != p {
+	if !ok || key.Purpose() != p && key.Purpose() != hsm.RA {
 		k.refusals.add(fmt.Sprintf("to %s with key %x, which is not for that", what, id[:8]))
 		return nil, rpc.ErrNoKey
 	}

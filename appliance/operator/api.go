@@ -41,6 +41,7 @@ const (
 type Status struct {
 	State     string          `json:"state"`
 	Reasons   []string        `json:"reasons"`
+	Weaker    []string        `json:"weaker,omitempty"` // what was chosen, and is weaker than it could be
 	Version   string          `json:"version"`
 	Started   time.Time       `json:"started"`
 	Policy    string          `json:"policy"`

@@ -129,6 +129,9 @@ func printStatus(w io.Writer, s operator.Status) {
 	for _, r := range s.Reasons {
 		p("\t%s\n", r)
 	}
+	for _, w := range s.Weaker {
+		p("weaker\t%s\n", w)
+	}
 	p("version\t%s\nstarted\t%s\npolicy\t%s\n", s.Version, s.Started.Format(time.RFC3339), s.Policy)
 	p("log\t%s, %d records, root %s\n", s.Log.Origin, s.Log.Size, s.Log.Root)
 	p("token\t%s, serial %s, %d operations, %d failed\n", s.Token.Label, s.Token.Serial, s.Token.Operations, s.Token.Failures)

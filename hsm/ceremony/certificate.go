@@ -44,6 +44,8 @@ func usageOf(r Role) x509.KeyUsage {
 	switch {
 	case r.IsCA():
 		return x509.KeyUsageCertSign | x509.KeyUsageCRLSign
+	case r == plan.RoleRA:
+		return x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment
 	case r == plan.RoleRADecrypt:
 		return x509.KeyUsageKeyEncipherment
 	default:

@@ -261,6 +261,9 @@ func (r *run) keysFile() any {
 		Challenges: secretOf{fileOf{ChallengeFile}},
 		Operators:  operatorsOf{CA: plan.RoleOperatorCA.File(), Certificate: plan.RoleOperator.File(), Key: OperatorKey},
 	}
+	if r.plan.SingleRA() {
+		f.Issuers[0].RASign, f.Issuers[0].RADecrypt = pair(plan.RoleRA), pair(plan.RoleRA)
+	}
 	if service.generate && !service.sealed() {
 		f.Token.PIN = &fileOf{PINFile}
 	}

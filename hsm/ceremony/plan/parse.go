@@ -151,7 +151,7 @@ func (d *decoder) token(t *Token, n *yaml.Node, path string) {
 
 func (d *decoder) keys(p *Plan, n *yaml.Node, path string) {
 	var fields []field
-	for _, r := range roles() {
+	for _, r := range p.rolesOf(n) {
 		fields = append(fields, field{string(r), !p.Changes(), func(n *yaml.Node, path string) {
 			k := Key{Role: r, On: Service, KeyPlan: hsm.KeyPlan{Purpose: hsm.Purpose(r)}}
 			d.key(&k, n, path)
@@ -160,6 +160,15 @@ func (d *decoder) keys(p *Plan, n *yaml.Node, path string) {
 	}
 	d.mapping(n, path, fields...)
 	slices.SortFunc(p.Keys, func(a, b Key) int { return slices.Index(roles(), a.Role) - slices.Index(roles(), b.Role) })
+}
+
+// rolesOf are the roles that a part of a plan may have: a first ceremony has either two
+// RA keys or one.
+func (p *Plan) rolesOf(n *yaml.Node) []Role {
+	single := child(n, string(RoleRA)) != nil
+	return slices.DeleteFunc(roles(), func(r Role) bool {
+		return !p.Changes() && (r == RoleRA && !single || (r == RoleRASign || r == RoleRADecrypt) && single)
+	})
 }
 
 func (d *decoder) key(k *Key, n *yaml.Node, path string) {
@@ -176,7 +185,7 @@ const (
 
 func (d *decoder) certificates(p *Plan, n *yaml.Node, path string) {
 	var fields []field
-	for _, r := range roles() {
+	for _, r := range p.rolesOf(n) {
 		fields = append(fields, field{string(r), !p.Changes(), func(n *yaml.Node, path string) {
 			c := &Certificate{Role: r}
 			longest := maxLeafValidity
@@ -188,7 +197,7 @@ func (d *decoder) certificates(p *Plan, n *yaml.Node, path string) {
 			}
 			own := d.certificate(c, longest)
 			switch r {
-			case RoleRASign, RoleRADecrypt:
+			case RoleRASign, RoleRADecrypt, RoleRA:
 				own = append(own, field{"extended", true, d.list(2, d.usage(&c.Extended))})
 			case RoleTLS:
 				own = append(own, field{"names", true, d.list(maxNames, d.name(&c.Names))})
@@ -271,6 +280,11 @@ func (d *decoder) consistent(p Plan, doc *yaml.Node, at map[string]*yaml.Node) {
 	for _, t := range p.Tokens {
 		if p.Class == Production && strings.Contains(strings.ToUpper(t.Label), RehearsalMark) {
 			d.fault(at["token"], "token.label", "", "a production token is not called %s", RehearsalMark)
+		}
+	}
+	for _, c := range p.Certificates {
+		if !p.Changes() && !slices.ContainsFunc(p.Keys, func(k Key) bool { return k.Role == c.Role }) {
+			d.fault(find(doc, "certificates"), place(c.Role, "certificates"), "", "there is no key of this role: one RA key, or two, in keys and in certificates")
 		}
 	}
 	subjects := map[string]bool{}

@@ -45,6 +45,7 @@ const (
 	RoleCA         Role = "ca"
 	RoleRASign     Role = "ra-sign"
 	RoleRADecrypt  Role = "ra-decrypt"
+	RoleRA         Role = "ra" // in place of the two before
 	RoleTLS        Role = "tls"
 	RoleAudit      Role = "audit"
 	RoleOperatorCA Role = "operator-ca"
@@ -157,7 +158,7 @@ const (
 )
 
 // roles are the token's keys and certificates in order.
-func roles() []Role { return []Role{RoleCA, RoleRASign, RoleRADecrypt, RoleTLS, RoleAudit} }
+func roles() []Role { return []Role{RoleCA, RoleRASign, RoleRADecrypt, RoleRA, RoleTLS, RoleAudit} }
 
 // File returns the name of the role's certificate file.
 func (r Role) File() string { return string(r) + ".pem" }
@@ -198,6 +199,11 @@ func (p Plan) Kept(r Role) (Kept, bool) {
 // Changes reports whether the plan is for a token that has its keys already.
 func (p Plan) Changes() bool {
 	return p.Kind == Change || p.Kind == Unlock || p.Kind == Erase || p.Kind == NewLog
+}
+
+// SingleRA reports whether one key both signs answers and opens envelopes.
+func (p Plan) SingleRA() bool {
+	return slices.ContainsFunc(p.Keys, func(k Key) bool { return k.Role == RoleRA })
 }
 
 // HasRoot reports whether a root on a token of its own stands above the CA.
@@ -258,6 +264,9 @@ func (p Plan) Warnings() []string {
 		out = append(out, "The root's token must leave the machine when the ceremony is over, and be kept where the service's people cannot reach it.")
 	default:
 		out = append(out, "The CA signs itself on the token that the service uses: whoever owns the service's token owns the root.")
+	}
+	if p.SingleRA() {
+		out = append(out, "One RA key both signs and opens envelopes, which is weaker than two: whoever can have it do the one can have it do the other.")
 	}
 	for _, c := range p.Certificates {
 		if slices.Contains(c.Extended, RequestAgent) {
