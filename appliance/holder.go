@@ -111,7 +111,7 @@ var purposes = [...]struct {
 // openKey finds a key and compares its public key with what the ceremony
 // recorded.
 func openKey(ctx context.Context, token *hsm.Token, k config.Key) (*hsm.Key, error) {
-	spec := hsm.KeySpec{Label: k.Label}
+	spec := hsm.KeySpec{Label: k.Label, Recorded: k.Attributes}
 	for _, p := range purposes {
 		if p.word == k.Purpose {
 			spec.Purpose = p.purpose

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"slices"
 	"sync/atomic"
@@ -25,6 +26,32 @@ type KeySpec struct {
 	Purpose Purpose
 	Label   string
 	ID      []byte // CKA_ID; compared too if given
+
+	// Recorded are the attributes of a key that the maker's own tool copied to its token,
+	// as the ceremony of the copy has them, by name: what a token tells of a key's past
+	// (CKA_LOCAL and the like) is another there. They are wanted exactly so.
+	Recorded map[string]string
+}
+
+// TellsThePast reports whether an attribute is the token's word about how a key came to
+// it. No other may differ on a copy.
+func TellsThePast(attribute string) bool {
+	switch attribute {
+	case "CKA_LOCAL", "CKA_KEY_GEN_MECHANISM", "CKA_ALWAYS_SENSITIVE", "CKA_NEVER_EXTRACTABLE":
+		return true
+	}
+	return false
+}
+
+// wanted are the findings, held to what was recorded of the key.
+func (s KeySpec) wanted(found []Finding) []Finding {
+	for i, f := range found {
+		if want, ok := s.Recorded[f.Attribute]; ok {
+			found[i].Want, found[i].Tier = want, Required
+			found[i].OK = f.Supported && f.Got == want
+		}
+	}
+	return found
 }
 
 // A Key is a private key that never leaves its token. Its Sign and Decrypt are
@@ -75,6 +102,12 @@ func (t *Token) Key(ctx context.Context, spec KeySpec) (*Key, error) {
 	if spec.Label == "" || spec.Purpose.Algorithms() == nil {
 		return nil, &Error{Op: "find key", Key: spec.Label, Err: fmt.Errorf("%w: a label and a known purpose are needed, the purpose is %q", ErrNoKey, spec.Purpose)}
 	}
+	for name := range spec.Recorded {
+		if !TellsThePast(name) {
+			return nil, &Error{Op: "find key", Key: spec.Label, Err: fmt.Errorf("%w: %s may not differ on a copy", ErrPurpose, name)}
+		}
+	}
+	spec.Recorded = maps.Clone(spec.Recorded)
 	type found struct {
 		pair
 		login uint64
@@ -87,7 +120,7 @@ func (t *Token) Key(ctx context.Context, spec KeySpec) (*Key, error) {
 	if err != nil {
 		return nil, fault("find key", spec.Label, err)
 	}
-	if d := differences(f.findings); len(d) > 0 {
+	if d := differences(spec.wanted(f.findings)); len(d) > 0 {
 		return nil, &AttributeError{Key: spec.Label, Differences: d}
 	}
 	spec.ID = f.id // found again by it, also if somebody gives its label to another key
@@ -256,7 +289,7 @@ func (k *Key) object(h pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {
 	if err != nil {
 		return 0, err
 	}
-	if !samePublic(k.pub, p.pub) || len(differences(p.findings)) > 0 {
+	if !samePublic(k.pub, p.pub) || len(differences(k.spec.wanted(p.findings))) > 0 {
 		return 0, &Error{Op: "find key again", Key: k.spec.Label, Err: ErrKeyChanged}
 	}
 	k.handle.Store(&handle{p.private, login})

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	_ "crypto/sha1"
@@ -11,6 +12,7 @@ import (
 	_ "crypto/sha512"
 	"errors"
 	"fmt"
+	"maps"
 	"math/big"
 	"slices"
 	"strings"
@@ -363,5 +365,68 @@ func TestConcurrentUse(t *testing.T) {
 	wg.Wait()
 	if s := token.Stats(); s.Sign != 24*8*2 || s.Decrypt != 24*8 || s.Dropped != 0 || s.Find != 3 || s.Login != 1 {
 		t.Errorf("%+v, want one token call for each operation, and no search", s)
+	}
+}
+
+// A key that did not come to be on its token is accepted with exactly what was recorded
+// of its past, and with nothing else.
+func TestARecordedPastIsWantedExactly(t *testing.T) {
+	tok := softhsm.New(t)
+	soft, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := soft.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	point, err := soft.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw(t, tok, true, func(p *pkcs11.Ctx, h pkcs11.SessionHandle) error {
+		pub, private, err := hsm.Template(hsm.CA, "copied", []byte{1}, hsm.P256)
+		if err != nil {
+			return err
+		}
+		params := slices.IndexFunc(pub, func(a *pkcs11.Attribute) bool { return a.Type == pkcs11.CKA_EC_PARAMS })
+		pub = append(pub, pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, append([]byte{4, byte(len(point))}, point...)))
+		private = append(private, pkcs11.NewAttribute(pkcs11.CKA_VALUE, value), pub[params])
+		if _, err := p.CreateObject(h, pub); err != nil {
+			return err
+		}
+		_, err = p.CreateObject(h, private)
+		return err
+	})
+	token := open(t, config(tok))
+	recorded := map[string]string{}
+	_, err = token.Key(t.Context(), hsm.KeySpec{Purpose: hsm.CA, Label: "copied"})
+	e, ok := errors.AsType[*hsm.AttributeError](err)
+	if !ok {
+		t.Fatalf("without a record: %v", err)
+	}
+	for _, d := range e.Differences {
+		recorded[d.Attribute] = d.Got
+	}
+	if recorded["CKA_LOCAL"] != "false" {
+		t.Fatalf("the token tells of its past: %v", recorded)
+	}
+	find := func(change func(map[string]string)) error {
+		m := maps.Clone(recorded)
+		change(m)
+		_, err := token.Key(t.Context(), hsm.KeySpec{Purpose: hsm.CA, Label: "copied", Recorded: m})
+		return err
+	}
+	if err := find(func(map[string]string) {}); err != nil {
+		t.Errorf("as it was recorded: %v", err)
+	}
+	if err := find(func(m map[string]string) { m["CKA_LOCAL"] = "true" }); err == nil {
+		t.Error("another past than the recorded one is accepted")
+	}
+	if err := find(func(m map[string]string) { delete(m, "CKA_LOCAL") }); err == nil {
+		t.Error("a past that was not recorded is accepted")
+	}
+	if err := find(func(m map[string]string) { m["CKA_EXTRACTABLE"] = "false" }); !errors.Is(err, hsm.ErrPurpose) {
+		t.Errorf("another attribute than those of the past: %v", err)
 	}
 }

@@ -64,6 +64,9 @@ type Key struct {
 	SPKI    string `yaml:"spki"` // hex SHA-256 of the public key, from the ceremony
 	// Algorithm is the ceremony's word for kind and size, such as P-256; "" for any.
 	Algorithm string `yaml:"algorithm"`
+	// Attributes are what the token tells of the past of a key that the maker's tool
+	// copied to it, by name, as the transcript of the copy has them; none for others.
+	Attributes map[string]string `yaml:"attributes"`
 }
 
 // KeyCert is a key's name and the file of its certificate.

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -28,7 +29,8 @@ const generationDeadline = 10 * time.Minute
 type madeKey struct {
 	hsm.Generated
 	on   plan.On
-	spki string // of a key that was there before, what the plan says; hex
+	spki string            // of a key that was there before, what the plan says; hex
+	past map[string]string // of one that was copied, what the plan says
 	key  *hsm.Key
 }
 
@@ -171,7 +173,7 @@ func (r *run) key(ctx context.Context, role Role) (*hsm.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	key, err := token.Key(ctx, hsm.KeySpec{Purpose: k.Purpose, Label: k.Label, ID: k.ID})
+	key, err := token.Key(ctx, hsm.KeySpec{Purpose: k.Purpose, Label: k.Label, ID: k.ID, Recorded: k.past})
 	if err != nil {
 		return nil, err
 	}
@@ -211,8 +213,20 @@ func (r *run) readBack(ctx context.Context, s plan.Step, role Role) error {
 		if untold := untold(ob); untold != "" {
 			err = r.except(ctx, ob, fmt.Sprintf("the %s token does not tell %s of a key", r.keys[role].on, untold))
 		}
+		if err == nil && len(r.keys[role].past) > 0 {
+			err = r.except(ctx, ob, fmt.Sprintf("the key %s was copied to its token: %s", g.Label, pastWords(r.keys[role].past)))
+		}
 		return ob, err
 	})
+}
+
+// pastWords are what a token tells of a copied key.
+func pastWords(past map[string]string) string {
+	var words []string
+	for _, name := range slices.Sorted(maps.Keys(past)) {
+		words = append(words, name+" is "+past[name])
+	}
+	return strings.Join(words, ", ")
 }
 
 func findings(all []hsm.Finding) []any {
@@ -342,7 +356,8 @@ func (v *verifier) exceptions() (string, error) {
 		}
 	}
 	for _, s := range v.steps {
-		weak := s.Name == plan.StepPIN && s.Begin.Object.Int("bits") < pins.MinBits
+		kept, _ := v.plan.Kept(Role(s.Of))
+		weak := s.Name == plan.StepPIN && s.Begin.Object.Int("bits") < pins.MinBits || s.Name == plan.StepReadBack && len(kept.Attributes) > 0
 		if err := v.accepted(s.End, weak || s.Name == plan.StepReadBack && untold(s.End.Object) != "", asks); err != nil {
 			return "", err
 		}

@@ -223,8 +223,9 @@ type (
 	fileOf   struct{ File string }
 	secretOf struct{ Key fileOf }
 	keyOf    struct {
-		Name      string `yaml:"name"`
-		KeyResult `yaml:",inline"`
+		Name       string `yaml:"name"`
+		KeyResult  `yaml:",inline"`
+		Attributes map[string]string `yaml:"attributes,omitempty"` // of a copied key: what its token tells of its past
 	}
 	rootOf struct {
 		Serial      string    `yaml:"serial"`
@@ -311,7 +312,7 @@ func (r *run) changedFile() any {
 	}
 	for _, k := range r.plan.Keep {
 		if !k.Retired {
-			f.Keys = append(f.Keys, keyOf{string(k.Role), KeyResult{Purpose: string(k.Purpose), Label: k.Label, ID: hex.EncodeToString(k.ID), SPKI: k.SPKI, Algorithm: string(k.Algorithm)}})
+			f.Keys = append(f.Keys, keyOf{Name: string(k.Role), Attributes: k.Attributes, KeyResult: KeyResult{Purpose: string(k.Purpose), Label: k.Label, ID: hex.EncodeToString(k.ID), SPKI: k.SPKI, Algorithm: string(k.Algorithm)}})
 		}
 	}
 	for _, k := range r.result.Keys {

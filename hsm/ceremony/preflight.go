@@ -78,7 +78,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 		r.holders[plan.Service].keep = r.plan.Keep
 		for _, k := range r.plan.Keep {
 			if !k.Retired {
-				r.keys[k.Role] = &madeKey{Generated: hsm.Generated{KeyPlan: k.KeyPlan}, on: plan.Service, spki: k.SPKI}
+				r.keys[k.Role] = &madeKey{Generated: hsm.Generated{KeyPlan: k.KeyPlan}, on: plan.Service, spki: k.SPKI, past: k.Attributes}
 			}
 		}
 	}

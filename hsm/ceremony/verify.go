@@ -293,6 +293,9 @@ func (v *verifier) attributes() (string, error) {
 		}
 		for _, rule := range hsm.Rules(k.Purpose, k.Algorithm) {
 			a := got[rule.Attribute]
+			if kept, _ := v.plan.Kept(Role(s.Of)); kept.Attributes[rule.Attribute] != "" {
+				rule.Want = kept.Attributes[rule.Attribute]
+			}
 			switch {
 			case a.String("state") == "as wanted" && a.String("got") == rule.Want && a.String("want") == rule.Want:
 				told++

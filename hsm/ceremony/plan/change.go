@@ -49,11 +49,28 @@ func (d *decoder) kept(p *Plan) func(n *yaml.Node, path string) {
 			field{"label", true, d.text(&k.Label, maxTokenLabel)},
 			field{"algorithm", true, oneOf(d, &k.Algorithm, words...)},
 			field{"id", true, d.hex(&id, 16)},
-			field{"spki", true, d.hex(&k.SPKI, 32)})
+			field{"spki", true, d.hex(&k.SPKI, 32)},
+			field{"attributes", false, func(n *yaml.Node, path string) { d.past(&k, n, path) }})
 		ids, _ = hex.DecodeString(id)
 		k.Purpose, k.ID = hsm.Purpose(k.Role), ids
 		p.Keep = append(p.Keep, k)
 	}
+}
+
+// past reads what a token tells of the past of a key that was copied to it.
+func (d *decoder) past(k *Kept, n *yaml.Node, path string) {
+	k.Attributes = map[string]string{}
+	var fields []field
+	for _, rule := range hsm.Rules(k.Purpose, k.Algorithm) {
+		if hsm.TellsThePast(rule.Attribute) {
+			fields = append(fields, field{rule.Attribute, false, func(n *yaml.Node, path string) {
+				var v string
+				d.text(&v, maxTokenLabel)(n, path)
+				k.Attributes[rule.Attribute] = v
+			}})
+		}
+	}
+	d.mapping(n, path, fields...)
 }
 
 // hex reads so many bytes in lower-case hex.

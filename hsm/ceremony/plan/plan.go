@@ -109,6 +109,10 @@ type Kept struct {
 	Retired bool // it is only to be there: another key has its role now
 	hsm.KeyPlan
 	SPKI string // SHA-256 of the public key, hex
+
+	// Attributes are what the token tells of the past of a key that was copied to it, by
+	// name; nil for one that was made there.
+	Attributes map[string]string
 }
 
 // A Token selects a token.
