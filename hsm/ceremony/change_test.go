@@ -341,3 +341,36 @@ func TestAnOutsideCASignsOurRequest(t *testing.T) {
 		t.Errorf("certificate %+v", r.Certificates[0])
 	}
 }
+
+// What a token tells of the past of a copied key is looked at, recorded and handed to the
+// service. SoftHSM's copy of its files tells what the original does.
+func TestACopiedKeyHasTheRecordedPast(t *testing.T) {
+	tok, first := onToken(t)
+	text := filled(t, "renew-certificates.yaml", tok, first).Text
+	id := "id: " + first.Keys[0].ID + ", "
+	for _, local := range []string{"true", "false"} {
+		p := reparsed(t, text, id, id+"attributes: {CKA_LOCAL: '"+local+"'}, ")
+		o := ceremony.Options{Out: filepath.Join(t.TempDir(), "out"), PIN: pins.FromFile(tok.PINFile(t)), Certificate: filepath.Join(first.Out, "ca.pem")}
+		r, err := ceremony.Run(t.Context(), p, o)
+		if local == "false" {
+			if e, ok := errors.AsType[*hsm.AttributeError](err); !ok || len(e.Differences) != 1 || e.Differences[0].Want != "false" {
+				t.Errorf("another past: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		found, err := ceremony.Verify(r.Transcript)
+		if err != nil || !strings.Contains(strings.Join(found.Exceptions, "\n"), "the key ca was copied to its token: CKA_LOCAL is true") {
+			t.Errorf("%q, %v", found.Exceptions, err)
+		}
+		if raw, err := os.ReadFile(r.KeysFile); err != nil || !strings.Contains(string(raw), "CKA_LOCAL: \"true\"") {
+			t.Errorf("keys.yaml: %s, %v", raw, err)
+		}
+	}
+	bad := strings.Replace(text, id, id+"attributes: {CKA_EXTRACTABLE: 'true'}, ", 1)
+	if _, err := plan.Parse([]byte(bad)); err == nil {
+		t.Error("an attribute that is not of the past may differ")
+	}
+}
