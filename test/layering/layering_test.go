@@ -120,7 +120,7 @@ func TestForbiddenTreesAreSeen(t *testing.T) {
 
 func TestTwoPackageCommentsAndTooManyFiles(t *testing.T) {
 	files := map[string]string{}
-	for i := range 11 {
+	for i := range 13 {
 		files["audit/"+string(rune('a'+i))+".go"] = "package audit\n"
 	}
 	files["audit/a.go"] = pkg("audit", "")
