@@ -90,7 +90,7 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, role string) error {
 	defer cancel()
 	end := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer end()
-	p := &peerConn{s: s, w: w, role: role, running: make(map[uint32]context.CancelFunc)}
+	p := &peerConn{s: s, w: w, role: role, running: make(map[uint32]context.CancelFunc), next: make(chan func()), idle: make(chan struct{}, maxIdle)}
 	defer p.wait.Wait()
 	defer cancel() // before waiting: nobody reads the answers
 	return p.read(ctx)
@@ -128,6 +128,39 @@ type peerConn struct {
 
 	mu      sync.Mutex
 	running map[uint32]context.CancelFunc
+
+	next chan func()   // for a goroutine that waits
+	idle chan struct{} // has one for each that does
+}
+
+// maxIdle is how many goroutines wait for a call. A new one for each call would have
+// to grow its stack in each, which was a hundredth of the keyholder's time.
+const maxIdle = 8
+
+// start runs a call beside the others, by a goroutine that waits if there is one.
+func (p *peerConn) start(ctx context.Context, call func()) {
+	select {
+	case p.next <- call:
+	default:
+		p.wait.Go(func() { p.work(ctx, call) })
+	}
+}
+
+func (p *peerConn) work(ctx context.Context, call func()) {
+	for {
+		call()
+		select {
+		case p.idle <- struct{}{}:
+		default:
+			return
+		}
+		select {
+		case call = <-p.next:
+			<-p.idle
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (p *peerConn) read(ctx context.Context) error {
@@ -168,7 +201,7 @@ func (p *peerConn) take(ctx context.Context, f frame) error {
 		out := new(Encoder)
 		return p.answer(f, out, p.do(ctx, h, f, out))
 	}
-	ctx, cancel := context.WithTimeout(ctx, min(max(f.within, time.Millisecond), longestCall))
+	within, cancel := context.WithTimeout(ctx, min(max(f.within, time.Millisecond), longestCall))
 	p.mu.Lock()
 	_, twice := p.running[f.id]
 	full := len(p.running) >= maxRunning
@@ -180,7 +213,7 @@ func (p *peerConn) take(ctx context.Context, f frame) error {
 		cancel()
 		return p.answer(f, nil, &Fault{Code: CodeBusy, Text: "too many calls are under way"})
 	}
-	p.wait.Go(func() {
+	p.start(ctx, func() {
 		defer func() {
 			cancel()
 			p.mu.Lock()
@@ -188,7 +221,7 @@ func (p *peerConn) take(ctx context.Context, f frame) error {
 			p.mu.Unlock()
 		}()
 		out := new(Encoder)
-		_ = p.answer(f, out, p.do(ctx, h, f, out)) // a peer that is gone is seen by the reader
+		_ = p.answer(f, out, p.do(within, h, f, out)) // a peer that is gone is seen by the reader
 	})
 	return nil
 }
