@@ -80,16 +80,27 @@ func (s *Site) Processes() (map[string]int, error) {
 	return all, nil
 }
 
+// Memory is the resident size of all the service's processes, in octets: what they
+// share is counted once, a share of it for each.
+func (s *Site) Memory() (uint64, error) {
+	return s.sumOf("smaps_rollup", "Pss:")
+}
+
 // PeakMemory is the sum of the largest resident sizes that the service's processes
 // had, in bytes. What they share, such as the program itself, counts for each.
 func (s *Site) PeakMemory() (uint64, error) {
+	return s.sumOf("status", "VmHWM:")
+}
+
+// sumOf adds up a line of a file that /proc has for each process.
+func (s *Site) sumOf(file, name string) (uint64, error) {
 	all, err := s.Processes()
 	if err != nil {
 		return 0, err
 	}
 	var sum uint64
 	for _, pid := range all {
-		n, err := peakOf(pid)
+		n, err := lineOf(fmt.Sprintf("/proc/%d/%s", pid, file), name)
 		if err != nil {
 			return 0, err
 		}
@@ -98,16 +109,16 @@ func (s *Site) PeakMemory() (uint64, error) {
 	return sum, nil
 }
 
-func peakOf(pid int) (uint64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+func lineOf(path, name string) (uint64, error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(data)) {
-		if text, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if text, ok := strings.CutPrefix(line, name); ok {
 			kb, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(text), " kB"), 10, 64)
 			return kb << 10, err
 		}
 	}
-	return 0, fmt.Errorf("/proc/%d/status has no VmHWM", pid)
+	return 0, fmt.Errorf("%s has no %s", path, name)
 }
