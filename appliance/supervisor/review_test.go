@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -89,6 +90,11 @@ func child(role string) error {
 // words.
 func run(t *testing.T) (said <-chan string, ready <-chan struct{}) {
 	t.Helper()
+	return runProgram(t, os.Args[0])
+}
+
+func runProgram(t *testing.T, program string) (said <-chan string, ready <-chan struct{}) {
+	t.Helper()
 	r, w := io.Pipe()
 	words, served, ended := make(chan string, 100), make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -99,7 +105,7 @@ func run(t *testing.T) (said <-chan string, ready <-chan struct{}) {
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		ended <- supervisor.Run(ctx, supervisor.Options{
-			Program: os.Args[0], Out: w, Log: zap.NewNop(), Ready: func() { close(served) },
+			Program: program, Out: w, Log: zap.NewNop(), Ready: func() { close(served) },
 			Roles: []supervisor.Role{{Name: "server", Args: []string{"server"}}, {Name: "client", Args: []string{"client"}, Calls: []string{"server"}}},
 		})
 	}()
@@ -123,26 +129,58 @@ func TestALinkThatIsLostIsMadeAgain(t *testing.T) {
 	}
 }
 
+// A child that cannot be started again now, such as for want of memory, is started
+// when it can be.
+func TestAChildThatCannotBeStartedNowIsStartedLater(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "roles")
+	if err := os.Symlink(os.Args[0], program); err != nil {
+		t.Fatal(err)
+	}
+	said, ready := runProgram(t, program)
+	first := clientOf(t, said)
+	select {
+	case <-ready:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the roles do not serve")
+	}
+	if err := os.Rename(program, program+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // it is tried after 50 ms
+	if err := os.Rename(program+".away", program); err != nil {
+		t.Fatal(err)
+	}
+	if clientOf(t, said) == first {
+		t.Error("the client that was killed speaks")
+	}
+}
+
+// clientOf waits for the client's first words, its process.
+func clientOf(t *testing.T, said <-chan string) int {
+	t.Helper()
+	for {
+		select {
+		case line := <-said:
+			if p, ok := strings.CutPrefix(line, "client "); ok {
+				n, err := strconv.Atoi(p)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatal("no client is started")
+		}
+	}
+}
+
 // Nothing is left of a child that was killed: no descriptor, no process.
 func TestNothingIsLeftOfChildrenThatWereKilled(t *testing.T) {
 	said, ready := run(t)
-	pid := func(role string) int {
-		for {
-			select {
-			case line := <-said:
-				if p, ok := strings.CutPrefix(line, role+" "); ok {
-					n, err := strconv.Atoi(p)
-					if err != nil {
-						t.Fatal(err)
-					}
-					return n
-				}
-			case <-time.After(30 * time.Second):
-				t.Fatalf("no %s is started", role)
-			}
-		}
-	}
-	first := pid("client")
+	first := clientOf(t, said)
 	select {
 	case <-ready:
 	case <-time.After(30 * time.Second):
@@ -160,7 +198,7 @@ func TestNothingIsLeftOfChildrenThatWereKilled(t *testing.T) {
 		if err := syscall.Kill(killed[len(killed)-1], syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		killed = append(killed, pid("client"))
+		killed = append(killed, clientOf(t, said))
 		time.Sleep(300 * time.Millisecond) // it counts as good after a while
 	}
 	if after := open(); after > before+2 {

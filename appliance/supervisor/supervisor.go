@@ -239,7 +239,11 @@ func (s *supervisor) watch(ctx context.Context) error {
 func (s *supervisor) handle(ctx context.Context, e event) error {
 	switch {
 	case e.due:
-		return s.start(e.c.role)
+		if err := s.start(e.c.role); err != nil { // no process or descriptor to be had now
+			s.o.Log.Error("a role could not be started, which is tried again", zap.String("role", e.c.role.Name), zap.Error(err))
+			s.later(ctx, e.c)
+		}
+		return nil
 	case e.ended:
 		return s.ended(ctx, e.c)
 	case e.lacks != "":
@@ -274,6 +278,12 @@ func (s *supervisor) ended(ctx context.Context, c *child) error {
 	if c.ready && time.Since(c.served) > goodAfter {
 		c.pause = firstPause
 	}
+	s.later(ctx, c)
+	return nil
+}
+
+// later has a child started again after its pause, which grows.
+func (s *supervisor) later(ctx context.Context, c *child) {
 	pause := c.pause
 	c.pause = min(2*c.pause, longPause)
 	time.AfterFunc(pause, func() {
@@ -282,7 +292,6 @@ func (s *supervisor) ended(ctx context.Context, c *child) error {
 		case <-ctx.Done():
 		}
 	})
-	return nil
 }
 
 // stop ends the children from the last to the first: the gates, then the
