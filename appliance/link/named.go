@@ -7,8 +7,11 @@ import (
 	"net"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Ends are where a role's links begin: those that it calls over, and those that it
@@ -85,8 +88,11 @@ func (n *Named) Accept(ctx context.Context) (net.Conn, string, error) {
 			return nil, "", ctx.Err()
 		}
 		if err != nil {
-			if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
-				time.Sleep(firstPause)
+			if passes(err) {
+				select {
+				case <-time.After(firstPause):
+				case <-ctx.Done():
+				}
 				continue
 			}
 			return nil, "", fmt.Errorf("link: %w", err)
@@ -100,4 +106,13 @@ func (n *Named) Accept(ctx context.Context) (net.Conn, string, error) {
 		_ = w.fault(0, &Fault{Code: CodeRefused, Text: fmt.Sprintf("user %d has no role here", uid)})
 		_ = c.Close()
 	}
+}
+
+// passes reports whether a listener that failed so may work later: what a process or
+// the machine has of descriptors and memory was used up, or the caller hung up.
+func passes(err error) bool {
+	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
+		return true
+	}
+	return slices.ContainsFunc([]unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED}, func(e unix.Errno) bool { return errors.Is(err, e) })
 }
