@@ -37,7 +37,8 @@ type Proof struct {
 	ContentKey  []byte // the content-encryption key, as the RA-decrypt key opened it
 }
 
-// A Request asks for a certificate. What it asks for stands in the proof.
+// A Request asks for a certificate, or for a CRL. What it asks for stands in the
+// proof. The ContentKey of a poll is empty: its envelope is not opened.
 type Request struct {
 	Protocol string // "scep"
 	Profile  string
@@ -102,12 +103,13 @@ type Refusal struct {
 }
 
 // An Outcome is the authority's answer. Certificates are DER, the issued one
-// first; they are set only where Status is [Issued], and a Refusal only where it
-// is [Refused].
+// first, and CRL is DER; one of the two is set where Status is [Issued], and a
+// Refusal only where it is [Refused].
 type Outcome struct {
 	RequestID    string
 	Status       Status
 	Certificates [][]byte
+	CRL          []byte // the whole answer to a GetCRL
 	Refusal      *Refusal
 }
 

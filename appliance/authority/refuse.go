@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"go.uber.org/zap"
@@ -88,7 +89,10 @@ func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *ve
 	if f != nil {
 		o["facts"] = audit.Object(f.Object())
 	}
-	entries := []audit.Entry{{Event: store.EventEnroll, Outcome: store.OutRefused, Request: q.id, Actor: q.actor(), Object: o}}
+	if q.message.Type != 0 {
+		o["message_type"] = strconv.Itoa(q.message.Type)
+	}
+	entries := []audit.Entry{{Event: q.event(), Outcome: store.OutRefused, Request: q.id, Actor: q.actor(), Object: o}}
 	if v.security != "" {
 		alert := audit.Object{"what": v.security, "profile": q.profile.Name, "signer_cert": q.signerDigest}
 		if v.challenge != nil && v.challenge.ID != "" {

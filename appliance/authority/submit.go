@@ -14,6 +14,7 @@ import (
 	"github.com/postern-pki/postern/hsm/issuer"
 	"github.com/postern-pki/postern/policy"
 	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/scep"
 )
 
 // signWithin bounds a signature. It is made also when the device hung up, so that
@@ -47,6 +48,18 @@ func (p *Pipeline) submit(ctx context.Context, id string, r protocol.Request) (p
 	if v != nil {
 		return p.refuse(ctx, q, nil, v)
 	}
+	switch q.message.Type {
+	case scep.CertPoll:
+		return p.poll(ctx, q)
+	case scep.GetCert, scep.GetCRL:
+		return p.lookUp(ctx, q)
+	default: // PKCSReq and RenewalReq, as verify saw to
+		return p.enroll(ctx, q)
+	}
+}
+
+// enroll takes a request for a certificate through the rest.
+func (p *Pipeline) enroll(ctx context.Context, q *proven) (protocol.Outcome, error) {
 	facts := p.facts(q)
 	names := p.policies.NamesOf(facts)
 	unlock, err := p.locks.lock(ctx, q.exclusive(names)...)

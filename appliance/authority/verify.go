@@ -29,7 +29,8 @@ type proven struct {
 	signer  *cms.Certificate
 	digest  crypto.Hash
 	cipher  cms.Cipher
-	csr     *pkcs10.Request
+	csr     *pkcs10.Request      // of a PKCSReq and a RenewalReq, else nil
+	named   scep.IssuerAndSerial // of a GetCert and a GetCRL
 
 	signerDigest string          // hex SHA-256 of the signer's certificate
 	signerName   string          // "cert:" or "key:" and a digest: whose transaction this is
@@ -75,12 +76,8 @@ func (p *Pipeline) verify(ctx context.Context, id string, r protocol.Request, pr
 	if q.message, err = scep.ParseMessage(attrs); err != nil {
 		return q, badProof("SCEP attributes"), nil
 	}
-	if t := q.message.Type; t != scep.PKCSReq && t != scep.RenewalReq {
-		return q, &verdict{kind: protocol.Unsupported, say: "this message type does not ask for a certificate",
-			reasons: []policy.Reason{{Rule: "message.type", Saw: strconv.Itoa(t), Say: "this message type does not ask for a certificate"}}}, nil
-	}
-	if why := q.open(r.Proof); why != "" {
-		return q, badProof(why), nil
+	if v := q.open(r.Proof); v != nil {
+		return q, v, nil
 	}
 	if q.ours, err = p.own(ctx, signer); err != nil {
 		return q, nil, err
@@ -90,30 +87,61 @@ func (p *Pipeline) verify(ctx context.Context, id string, r protocol.Request, pr
 		return q, nil, nil
 	}
 	q.signerName = "key:" + digest(signer.RawSPKI)
-	if !bytes.Equal(signer.RawSPKI, q.csr.RawSPKI) {
+	if q.csr != nil && !bytes.Equal(signer.RawSPKI, q.csr.RawSPKI) {
 		return q, badProof("the CSR's key is not the signer's"), nil
 	}
 	return q, nil, nil
 }
 
-// open decrypts the envelope with the content key and reads the CSR; it returns
-// why not, in our words.
-func (q *proven) open(proof protocol.Proof) string {
+// open reads what the envelope holds, which the message's type says. The envelope
+// of a poll stays closed: package scep says why.
+func (q *proven) open(proof protocol.Proof) *verdict {
+	why := ""
+	switch q.message.Type {
+	case scep.PKCSReq, scep.RenewalReq:
+		why = q.openCSR(proof)
+	case scep.GetCert, scep.GetCRL:
+		if why = q.openName(proof); why != "" {
+			return noCertificate(why) // nothing binds the envelope to the signer: package scep says more
+		}
+	case scep.CertPoll:
+	default:
+		const say = "this type of message is not supported"
+		return &verdict{kind: protocol.Unsupported, say: say,
+			reasons: []policy.Reason{{Rule: "message.type", Saw: strconv.Itoa(q.message.Type), Say: say}}}
+	}
+	if why != "" {
+		return badProof(why)
+	}
+	return nil
+}
+
+// content decrypts the envelope with the content key; it returns why not, in our
+// words.
+func (q *proven) content(proof protocol.Proof) (content []byte, why string) {
 	der, err := cms.DER(proof.Envelope, cms.DefaultLimits())
 	if err != nil {
-		return "envelope encoding"
+		return nil, "envelope encoding"
 	}
 	envelope, err := cms.ParseEnvelope(der)
 	if err != nil {
-		return "envelope structure"
+		return nil, "envelope structure"
 	}
 	q.cipher = envelope.Cipher
-	content, err := envelope.Open(proof.ContentKey)
-	if err != nil {
-		return "envelope content"
+	if content, err = envelope.Open(proof.ContentKey); err != nil {
+		return nil, "envelope content"
 	}
 	if content, err = cms.DER(content, cms.DefaultLimits()); err != nil {
-		return "CSR encoding"
+		return nil, "content encoding"
+	}
+	return content, ""
+}
+
+// openCSR reads the CSR (RFC 8894, section 3.3.1); it returns why not.
+func (q *proven) openCSR(proof protocol.Proof) string {
+	content, why := q.content(proof)
+	if why != "" {
+		return why
 	}
 	csr, err := pkcs10.Parse(content)
 	if err != nil {
@@ -122,6 +150,20 @@ func (q *proven) open(proof protocol.Proof) string {
 	q.csr, q.csrDigest, q.spkiDigest = csr, digest(csr.Raw), digest(csr.RawSPKI)
 	if err := csr.CheckSignature(); err != nil {
 		return "CSR signature"
+	}
+	return ""
+}
+
+// openName reads which certificate is asked for (RFC 8894, section 3.3.4); it
+// returns why not.
+func (q *proven) openName(proof protocol.Proof) string {
+	content, why := q.content(proof)
+	if why != "" {
+		return why
+	}
+	var err error
+	if q.named, err = scep.ParseIssuerAndSerial(content); err != nil {
+		return "content is no issuer and serial number"
 	}
 	return ""
 }

@@ -26,6 +26,7 @@ const (
 	maxPart  = 64 << 10
 	maxList  = 64
 	maxCerts = 16
+	maxCRL   = 4 << 20 // some 100,000 entries
 )
 
 // Authority is a gate's view of the authority's process. It implements
@@ -234,6 +235,7 @@ func encodeOutcome(e *link.Encoder, o protocol.Outcome) {
 	e.String(o.RequestID)
 	e.Uint(uint64(o.Status))
 	e.List(o.Certificates)
+	e.Bytes(o.CRL)
 	e.Bool(o.Refusal != nil)
 	if o.Refusal != nil {
 		e.Uint(uint64(o.Refusal.Kind))
@@ -242,7 +244,7 @@ func encodeOutcome(e *link.Encoder, o protocol.Outcome) {
 }
 
 func decodeOutcome(d *link.Decoder) protocol.Outcome {
-	o := protocol.Outcome{RequestID: d.String(maxName), Status: protocol.Status(d.Small()), Certificates: d.List(maxCerts, maxPart)}
+	o := protocol.Outcome{RequestID: d.String(maxName), Status: protocol.Status(d.Small()), Certificates: d.List(maxCerts, maxPart), CRL: d.Bytes(maxCRL)}
 	if d.Bool() {
 		o.Refusal = &protocol.Refusal{Kind: protocol.Kind(d.Small()), Say: d.String(maxName)}
 	}

@@ -57,6 +57,7 @@ func FuzzOutcome(f *testing.F) {
 	roundTrip(f, encodeOutcome, decodeOutcome,
 		protocol.Outcome{},
 		protocol.Outcome{RequestID: "r1", Status: protocol.Issued, Certificates: [][]byte{{0x30, 0}, {0x30, 1, 0}}},
+		protocol.Outcome{RequestID: "r3", Status: protocol.Issued, CRL: bytes.Repeat([]byte{0x30}, maxPart+1)},
 		protocol.Outcome{RequestID: "r2", Status: protocol.Refused, Refusal: &protocol.Refusal{Kind: protocol.BadTime, Say: "no"}},
 		protocol.Outcome{Status: protocol.Pending, Refusal: &protocol.Refusal{}})
 }

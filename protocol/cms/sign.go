@@ -233,6 +233,28 @@ func CertsOnly(certs [][]byte) ([]byte, error) {
 	return out, nil
 }
 
+// CRLOnly makes a degenerate SignedData that has one CRL and nothing else (RFC
+// 8894, section 3.3.2.1). The error is [ErrMalformed] or [ErrTrailing] for a CRL
+// that is no element of DER.
+func CRLOnly(crl []byte) ([]byte, error) {
+	if err := oneElement(crl); err != nil {
+		return nil, fmt.Errorf("CRL: %w", err)
+	}
+	var b cryptobyte.Builder
+	addContentInfo(&b, oidSignedData, func(b *cryptobyte.Builder) {
+		b.AddASN1Int64(1)
+		b.AddASN1(cbasn1.SET, func(*cryptobyte.Builder) {}) // no digest algorithm, as nobody signs
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(oidData) })
+		b.AddASN1(tagExplicit1, func(b *cryptobyte.Builder) { b.AddBytes(crl) }) // [1] IMPLICIT RevocationInfoChoices
+		b.AddASN1(cbasn1.SET, func(*cryptobyte.Builder) {})
+	})
+	out, err := b.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("cms: writing a CRL: %w", err)
+	}
+	return out, nil
+}
+
 // ParseCertsOnly returns the certificates of a degenerate SignedData in their
 // order, unparsed. One with a signer is refused, as [ErrMalformed]; the other
 // errors are those of [ParseSigned].

@@ -61,6 +61,8 @@ func say(k protocol.Kind, why string) string {
 		return "the message uses an algorithm that is not allowed"
 	case protocol.Unsupported:
 		return "this type of message is not supported"
+	case protocol.NotFound:
+		return "there is no such certificate"
 	default:
 		return "the request was refused"
 	}
@@ -98,10 +100,10 @@ func (x *exchange) pkiOperation(ctx context.Context, raw []byte) (answer, error)
 			return answer{}, err
 		}
 	}
-	uniform := outcome.Status == protocol.Refused && outcome.Refusal != nil && outcome.Refusal.Kind == protocol.BadProof
+	uniform := x.uniform(outcome)
 	if uniform {
 		// Whatever the authority found out, the device is told as we would.
-		outcome.Refusal = &protocol.Refusal{Kind: protocol.BadProof, Say: say(protocol.BadProof, "")}
+		outcome.Refusal = &protocol.Refusal{Kind: outcome.Refusal.Kind, Say: say(outcome.Refusal.Kind, "")}
 	}
 	body, err := x.certRep(ctx, signer, cipher, outcome)
 	if err != nil {
@@ -111,6 +113,29 @@ func (x *exchange) pkiOperation(ctx context.Context, raw []byte) (answer, error)
 		x.waitForGrid(ctx) // last of all, so that it hides the time of all the rest
 	}
 	return answer{status: http.StatusOK, contentType: typeMessage, body: body}, nil
+}
+
+// uniform reports whether an outcome is one that must not show at which step the
+// message failed. Nothing binds what a GetCert and a GetCRL hold to their signer, so
+// that anybody could have somebody else's envelope looked at in one: there, that it
+// does not open and that it names no certificate of ours is the same answer.
+func (x *exchange) uniform(o protocol.Outcome) bool {
+	if o.Status != protocol.Refused || o.Refusal == nil {
+		return false
+	}
+	return o.Refusal.Kind == protocol.BadProof || o.Refusal.Kind == protocol.NotFound && looksUp(x.message.Type)
+}
+
+// looksUp reports whether a message of the type asks for what there is already, by
+// its name.
+func looksUp(messageType int) bool { return messageType == GetCert || messageType == GetCRL }
+
+// unopened is what a failure of the envelope becomes, see uniform.
+func (x *exchange) unopened(no *refusal) *refusal {
+	if no != nil && no.kind == protocol.BadProof && looksUp(x.message.Type) {
+		return &refusal{protocol.NotFound, no.why}
+	}
+	return no
 }
 
 // waitForGrid hides at which step a message failed (RFC 3218, section 2.3 tells
@@ -166,18 +191,26 @@ func (x *exchange) admit(signed *cms.Signed) *refusal {
 	if err := signed.Verify(); err != nil {
 		return unproven("signature")
 	}
-	if x.message.Type != PKCSReq && x.message.Type != RenewalReq { // 0 if it was no number
+	switch x.message.Type { // 0 if it was no number
+	case PKCSReq, RenewalReq, CertPoll, GetCert, GetCRL:
+		return nil
+	default:
 		return &refusal{protocol.Unsupported, "message type"}
 	}
-	return nil
 }
 
 // submit opens the envelope, and asks the authority if what is in it belongs to
 // the signer.
+//
+// The envelope of a CertPoll stays closed. What it holds is not looked at in any
+// case (RFC 8894, section 3.3.3: the transactionID tells which request is meant),
+// and nothing binds it to the signer: whoever has a request of their own that is
+// pending could poll for it with somebody else's envelope, and learn from the
+// answer whether that opens, which is how one reads an envelope octet by octet.
 func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.Outcome, c cms.Cipher, no *refusal, err error) {
 	envelope, no := x.envelope(signed)
 	if no != nil {
-		return o, 0, no, nil
+		return o, 0, x.unopened(no), nil
 	}
 	c = envelope.Cipher
 	// A certificate that could not be sent must not be issued. A key that verifies
@@ -192,13 +225,19 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 	if !x.broken.left(x.record.Source) {
 		return o, c, nil, errBroken
 	}
-	key, no, err := x.contentKey(ctx, envelope)
+	recipient, no, err := x.recipient(envelope)
 	if no != nil || err != nil {
-		return o, c, no, err
+		return o, c, x.unopened(no), err
 	}
-	if no = x.checkContent(envelope, key, signed.Signer, ca); no != nil {
-		x.broken.spend(x.record.Source)
-		return o, c, no, nil
+	var key []byte
+	if x.message.Type != CertPoll {
+		if key, err = x.contentKey(ctx, envelope, recipient); err != nil {
+			return o, c, nil, err
+		}
+		if no = x.checkContent(envelope, key, signed.Signer, ca); no != nil {
+			x.broken.spend(x.record.Source)
+			return o, c, x.unopened(no), nil
+		}
 	}
 	x.done = true // the authority records it
 	o, err = x.authority.Submit(ctx, protocol.Request{
@@ -208,7 +247,7 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 			Signature: signed.Signature, Envelope: signed.Content, ContentKey: key,
 		},
 	})
-	if o.Status == protocol.Refused && o.Refusal != nil && o.Refusal.Kind == protocol.BadProof {
+	if x.uniform(o) {
 		x.broken.spend(x.record.Source)
 	}
 	return o, c, nil, err
@@ -233,17 +272,17 @@ func (x *exchange) envelope(signed *cms.Signed) (*cms.Envelope, *refusal) {
 	return envelope, nil
 }
 
-// contentKey has the RA-decrypt key open the one recipient that names it. What a
-// stranger can get wrong without the key is looked at before: an error of the
-// key's is a fault of the token.
-func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope) ([]byte, *refusal, error) {
+// recipient returns the one recipient that names the RA-decrypt certificate. What a
+// stranger can get wrong without the key is looked at here: an error of the key's
+// is a fault of the token.
+func (x *exchange) recipient(e *cms.Envelope) (r cms.Recipient, no *refusal, err error) {
 	ra, err := x.own.parse(x.service.RADecrypt)
 	if err != nil {
-		return nil, nil, fmt.Errorf("scep: RA-decrypt certificate: %w", err)
+		return r, nil, fmt.Errorf("scep: RA-decrypt certificate: %w", err)
 	}
 	pub, ok := ra.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return nil, nil, errKey
+		return r, nil, errKey
 	}
 	var ours []cms.Recipient
 	for _, r := range e.Recipients {
@@ -252,24 +291,29 @@ func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope) ([]byte, *re
 		}
 	}
 	if len(ours) != 1 {
-		return nil, unproven("recipients"), nil
+		return r, unproven("recipients"), nil
 	}
 	if !ours[0].Algorithm.Equal(cms.OIDRSAEncryption) {
-		return nil, &refusal{protocol.BadAlgorithm, "key transport unknown"}, nil
+		return r, &refusal{protocol.BadAlgorithm, "key transport unknown"}, nil
 	}
 	encrypted := ours[0].EncryptedKey
 	if len(encrypted) != pub.Size() || new(big.Int).SetBytes(encrypted).Cmp(pub.N) >= 0 {
-		return nil, unproven("length of the encrypted key"), nil
+		return r, unproven("length of the encrypted key"), nil
 	}
+	return ours[0], nil, nil
+}
+
+// contentKey has the RA-decrypt key open what is encrypted to it.
+func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope, r cms.Recipient) ([]byte, error) {
 	decrypter, err := x.keys.Decrypter(ctx, x.record.Profile)
 	if err != nil {
-		return nil, nil, fmt.Errorf("scep: RA-decrypt key: %w", err)
+		return nil, fmt.Errorf("scep: RA-decrypt key: %w", err)
 	}
-	key, err := decrypter.Decrypt(rand.Reader, encrypted, &sessionKeyOptions{SessionKeyLen: e.Cipher.KeySize()})
+	key, err := decrypter.Decrypt(rand.Reader, r.EncryptedKey, &sessionKeyOptions{SessionKeyLen: e.Cipher.KeySize()})
 	if err != nil {
-		return nil, nil, fmt.Errorf("scep: RA-decrypt key: %w", err)
+		return nil, fmt.Errorf("scep: RA-decrypt key: %w", err)
 	}
-	return key, nil, nil
+	return key, nil
 }
 
 // checkContent opens the envelope with a key that may be a random one. A signer
@@ -290,7 +334,13 @@ func (x *exchange) checkContent(e *cms.Envelope, key []byte, signer, ca *cms.Cer
 		return unproven("envelope content")
 	}
 	if content, err = cms.DER(content, cms.DefaultLimits()); err != nil {
-		return unproven("CSR encoding")
+		return unproven("content encoding")
+	}
+	if looksUp(x.message.Type) {
+		if _, err := ParseIssuerAndSerial(content); err != nil {
+			return unproven("content is no issuer and serial number")
+		}
+		return nil
 	}
 	csr, err := pkcs10.Parse(content)
 	if err != nil {

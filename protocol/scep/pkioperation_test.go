@@ -280,20 +280,28 @@ func singleDES(b []byte) []byte {
 	return append(append(out, 0x04, 0x14, 0, 0, 0, 0), iv...) // the IV fills the place
 }
 
+// Covers: S-064, S-160
 func TestMessageTypes(t *testing.T) {
 	w := newWorld(t)
+	name := w.issuerAndSerial(t, w.raSign)
 	types := []string{"", "019", "19 ", "+19", "-1", "99999999999999999999", "x"}
 	for i := range 256 {
 		types = append(types, strconv.Itoa(i))
 	}
+	// What is submitted, and with how many uses of the RA-decrypt key.
+	served := map[string]int{"17": 1, "19": 1, "20": 0, "21": 1, "22": 1}
 	for _, typ := range types {
-		w.decrypts = 0
-		r := w.certRep(t, w.post(t, w.message(t, func(r *request) { r.attrs[1] = messageType(typ) })))
-		if typ == "17" || typ == "19" {
-			if r.status != "0" || w.decrypts != 1 {
-				t.Errorf("type %s: status %q", typ, r.status)
+		w.decrypts, w.submitted = 0, nil
+		r := w.certRep(t, w.post(t, w.message(t, func(r *request) {
+			if r.attrs[1] = messageType(typ); typ == "21" || typ == "22" {
+				r.csr = func([]byte) []byte { return name }
 			}
-		} else if r.status != "2" || r.failInfo != "2" || w.decrypts != 0 || w.lastRejected(t).Kind != protocol.Unsupported {
+		})))
+		if decrypts, ok := served[typ]; ok {
+			if r.status != "0" || w.decrypts != decrypts || len(w.submitted) != 1 || (len(w.submitted[0].Proof.ContentKey) > 0) != (decrypts > 0) {
+				t.Errorf("type %s: status %q, %d decryptions", typ, r.status, w.decrypts)
+			}
+		} else if r.status != "2" || r.failInfo != "2" || w.decrypts != 0 || w.lastRejected(t).Kind != protocol.Unsupported || w.submitted != nil {
 			t.Errorf("type %s: status %q, failInfo %q, %d decryptions", typ, r.status, r.failInfo, w.decrypts)
 		}
 	}

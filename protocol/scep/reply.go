@@ -145,18 +145,24 @@ func (x *exchange) certRep(ctx context.Context, signer *cms.Certificate, cipher 
 	})
 }
 
-// issuedContent is a pkcsPKIEnvelope with the issued certificate alone (RFC 8894,
-// section 3.3.2.1), encrypted to the certificate that signed the request and to
-// no other that came with it.
+// issuedContent is a pkcsPKIEnvelope with the issued certificate alone, or with a
+// CRL alone (RFC 8894, section 3.3.2.1), encrypted to the certificate that signed
+// the request and to no other that came with it.
 func issuedContent(o protocol.Outcome, to *cms.Certificate, c cms.Cipher) ([]byte, error) {
-	if len(o.Certificates) == 0 {
-		return nil, fmt.Errorf("%w: issued, but no certificate", errOutcome)
+	var content []byte
+	var err error
+	switch {
+	case o.CRL != nil:
+		content, err = cms.CRLOnly(o.CRL)
+	case len(o.Certificates) > 0:
+		content, err = cms.CertsOnly(o.Certificates[:1])
+	default:
+		err = fmt.Errorf("%w: issued, but no certificate", errOutcome)
 	}
-	certs, err := cms.CertsOnly(o.Certificates[:1])
 	if err != nil {
 		return nil, err
 	}
-	return cms.Envelop(rand.Reader, certs, to, c)
+	return cms.Envelop(rand.Reader, content, to, c)
 }
 
 // replyCipher is the request's, so that the client can read it, else what RFC

@@ -322,6 +322,7 @@ const (
 	badAlg          = "badAlg"
 	badMessageCheck = "badMessageCheck"
 	badRequest      = "badRequest"
+	badCertID       = "badCertId"
 	notProven       = "the message does not prove what it says"
 	notValid        = "the challenge is not valid for this request"
 )
