@@ -43,7 +43,7 @@ var (
 func (l *loader) profile(n *yaml.Node, path string) *compiled {
 	s := l.mapping(n, path, keys{
 		must: []string{"name", "protocols", "issuer", "challenge", "approve", "key", "usage", "validity"},
-		may:  []string{"subject", "san", "renewal", "limits", "clients", "lint"},
+		may:  []string{"subject", "san", "renewal", "limits", "clients", "lint", "pending"},
 	})
 	c := &compiled{lines: map[string]int{}}
 	c.Source, c.Line = l.file, n.Line
@@ -57,7 +57,8 @@ func (l *loader) profile(n *yaml.Node, path string) *compiled {
 	if c.Issuer != "" && !issuerName.MatchString(c.Issuer) {
 		l.fault(s.get("issuer"), s.at("issuer"), "%q is not a name of an issuer", c.Issuer)
 	}
-	c.Approve = l.choice(s.get("approve"), s.at("approve"), map[string]string{"manual": ""}, "automatic")
+	c.Approve = l.choice(s.get("approve"), s.at("approve"), nil, ApproveAutomatic, ApproveManual, ApproveAlways)
+	l.pending(c, s)
 	l.challenge(c, s)
 	l.key(c, s)
 	l.subject(c, s)
@@ -101,12 +102,50 @@ func (l *loader) protocols(s section) []string {
 }
 
 func (l *loader) challenge(c *compiled, s section) {
-	ch := l.mapping(s.get("challenge"), s.at("challenge"), keys{
-		must: []string{"mode", "ttl"}, later: map[string]string{"allow_static": ""},
+	n := s.get("challenge")
+	ch := l.mapping(n, s.at("challenge"), keys{
+		must: []string{"mode"}, may: []string{"ttl"}, later: map[string]string{"allow_static": ""},
 	})
 	c.Challenge.Mode = l.choice(ch.get("mode"), ch.at("mode"),
-		map[string]string{"webhook": "", "intune": "", "ndes": "", "static": ""}, "one-time")
-	c.Challenge.TTL = l.duration(ch.get("ttl"), ch.at("ttl"), maxTTL)
+		map[string]string{"webhook": "", "intune": "", "ndes": "", "static": ""}, ModeOneTime, ModeNone)
+	switch ttl := ch.get("ttl"); {
+	case c.Challenge.Mode == ModeNone && c.Approve == ApproveAutomatic:
+		l.fault(ch.get("mode"), ch.at("mode"), "nobody would vouch for a request: no challenge takes approve: manual or always")
+	case c.Challenge.Mode == ModeNone && ttl != nil:
+		l.fault(ttl, ch.at("ttl"), "means nothing where there is no challenge")
+	case c.Challenge.Mode == ModeOneTime && ttl == nil:
+		l.fault(n, ch.at("ttl"), "is missing")
+	default:
+		c.Challenge.TTL = l.duration(ttl, ch.at("ttl"), maxTTL)
+	}
+}
+
+// Bounds on requests that wait, and how they wait where the profile does not say.
+const (
+	maxPendingTTL = 30 * day
+	maxPending    = 100_000
+	pendingTTL    = 7 * day
+	pendingMax    = 1000
+)
+
+func (l *loader) pending(c *compiled, s section) {
+	n := s.get("pending")
+	switch c.Approve {
+	case ApproveManual, ApproveAlways:
+		c.Pending = Pending{TTL: pendingTTL, Max: pendingMax}
+	case ApproveAutomatic:
+		if n != nil {
+			l.fault(n, s.at("pending"), "means nothing where approve is automatic: no request waits")
+		}
+		return
+	}
+	m := l.mapping(n, s.at("pending"), keys{may: []string{"ttl", "max"}})
+	if ttl := m.get("ttl"); ttl != nil {
+		c.Pending.TTL = l.duration(ttl, m.at("ttl"), maxPendingTTL)
+	}
+	if most := m.get("max"); most != nil {
+		c.Pending.Max = l.integer(most, m.at("max"), 1, maxPending)
+	}
 }
 
 // noEC is why a profile for SCEP takes RSA keys alone: the reply is encrypted to

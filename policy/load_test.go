@@ -29,7 +29,13 @@ func TestLoadRefuses(t *testing.T) {
 	for name, tt := range map[string]struct{ from, to, path, say string }{
 		"an unknown key":             {"approve: automatic", "aprove: automatic", "profiles[0].aprove", `did you mean "approve"`},
 		"a key twice":                {"approve: automatic", "approve: automatic\n    approve: automatic", "profiles[0].approve", "twice"},
-		"manual approval":            {"approve: automatic", "approve: manual", "profiles[0].approve", "not supported by this version"},
+		"approval by nobody known":   {"approve: automatic", "approve: manually", "profiles[0].approve", `did you mean "manual"`},
+		"nobody who vouches":         {"mode: one-time, ttl: 30m", "mode: none", "profiles[0].challenge.mode", "nobody would vouch"},
+		"a life of no challenge":     {"{mode: one-time, ttl: 30m}\n    approve: automatic", "{mode: none, ttl: 30m}\n    approve: manual", "profiles[0].challenge.ttl", "means nothing"},
+		"a challenge without a life": {"mode: one-time, ttl: 30m", "mode: one-time", "profiles[0].challenge.ttl", "missing"},
+		"waiting for nobody":         {"approve: automatic", "approve: automatic\n    pending: {ttl: 1d}", "profiles[0].pending", "no request waits"},
+		"waiting for ever":           {"approve: automatic", "approve: manual\n    pending: {ttl: 31d}", "profiles[0].pending.ttl", "more than"},
+		"room for none":              {"approve: automatic", "approve: manual\n    pending: {max: 0}", "profiles[0].pending.max", "from 1"},
 		"a webhook":                  {"mode: one-time", "mode: webhook", "profiles[0].challenge.mode", "not supported by this version"},
 		"Intune":                     {"mode: one-time", "mode: intune", "profiles[0].challenge.mode", "not supported by this version"},
 		"the NDES page":              {"mode: one-time", "mode: ndes", "profiles[0].challenge.mode", "not supported by this version"},
@@ -204,4 +210,42 @@ func FuzzLoad(f *testing.F) {
 			}
 		}
 	})
+}
+
+// New enrollments of a manual profile wait, and renewals where it says always; how
+// long and how many has a bound also where the profile does not say.
+//
+// Covers: S-107
+func TestApproval(t *testing.T) {
+	for approve, want := range map[string]struct {
+		waits policy.Pending
+		kinds []string
+	}{
+		"approve: automatic": {policy.Pending{}, nil},
+		"approve: manual":    {policy.Pending{TTL: 7 * 24 * time.Hour, Max: 1000}, []string{policy.KindNew, policy.KindNewLineage}},
+		"approve: always\n    pending: {ttl: 2h, max: 3}":   {policy.Pending{TTL: 2 * time.Hour, Max: 3}, []string{policy.KindNew, policy.KindNewLineage, policy.KindRenewal}},
+		"approve: manual\n    pending: {ttl: 30d, max: 10}": {policy.Pending{TTL: 30 * 24 * time.Hour, Max: 10}, []string{policy.KindNew, policy.KindNewLineage}},
+	} {
+		set, err := policy.Load(edited(t, "approve: automatic", approve))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, _ := set.Profile(set.Names()[0])
+		var kinds []string
+		for _, k := range []string{policy.KindNew, policy.KindNewLineage, policy.KindRenewal} {
+			if p.Waits(k) {
+				kinds = append(kinds, k)
+			}
+		}
+		if p.Pending != want.waits || !slices.Equal(kinds, want.kinds) {
+			t.Errorf("%s: %+v, %v", approve, p.Pending, kinds)
+		}
+	}
+	set, err := policy.Load(edited(t, "challenge: {mode: one-time, ttl: 30m}\n    approve: automatic", "challenge: {mode: none}\n    approve: always"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := set.Profile(set.Names()[0]); p.Challenge != (policy.ChallengeRule{Mode: policy.ModeNone}) {
+		t.Errorf("%+v", p.Challenge)
+	}
 }

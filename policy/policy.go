@@ -54,6 +54,19 @@ func (s *Set) Profile(name string) (*Profile, bool) {
 	return &p, true
 }
 
+// The values of [Profile.Approve].
+const (
+	ApproveAutomatic = "automatic"
+	ApproveManual    = "manual"
+	ApproveAlways    = "always"
+)
+
+// The values of [ChallengeRule.Mode].
+const (
+	ModeOneTime = "one-time"
+	ModeNone    = "none"
+)
+
 // A Profile is what the rest of the appliance may know of a profile. The rules
 // about names and usages stay inside the [Set].
 type Profile struct {
@@ -63,7 +76,8 @@ type Profile struct {
 	Protocols []string // "scep"
 	Issuer    string   // the name of a configured issuer
 	Challenge ChallengeRule
-	Approve   string // "automatic"
+	Approve   string // "automatic", "manual" (new enrollments wait for an operator) or "always" (renewals too)
+	Pending   Pending
 	Key       KeyRule
 	Validity  Validity
 	Renewal   Renewal
@@ -83,8 +97,21 @@ func (p *Profile) LintExceptions() []string {
 
 // ChallengeRule says who vouches for a new request.
 type ChallengeRule struct {
-	Mode string        // "one-time"
-	TTL  time.Duration // the longest life of a challenge, and its default
+	Mode string        // "one-time", or "none": a person vouches, by [Profile.Approve]
+	TTL  time.Duration // the longest life of a challenge, and its default; 0 where there is none
+}
+
+// Pending bounds the requests that wait for an operator; its zero value is that of
+// a profile in which none waits.
+type Pending struct {
+	TTL time.Duration // how long a request waits
+	Max int           // how many wait at once
+}
+
+// Waits reports whether a request of this kind waits for an operator's approval
+// before it is granted.
+func (p *Profile) Waits(kind string) bool {
+	return p.Approve == ApproveAlways || p.Approve == ApproveManual && kind != KindRenewal
 }
 
 // KeyRule bounds the keys that are certified.

@@ -29,7 +29,8 @@ const (
 )
 
 // A Change is one effect of a line on the index: [ChallengeCreated],
-// [ChallengeRevoked], [ChallengeRefused], [Intent], [Result] or [RevocationDue].
+// [ChallengeRevoked], [ChallengeRefused], [PendingAdded], [PendingDenied], [Intent],
+// [Result] or [RevocationDue].
 type Change interface{ change() }
 
 type (
@@ -40,8 +41,12 @@ type (
 	// ChallengeRefused counts a refusal of a request that showed the challenge.
 	ChallengeRefused struct{ ID string }
 	// Intent adds a serial in state [Intended] and spends its challenge, which
-	// remembers the intent and the lineage.
-	Intent struct{ Issuance Issuance }
+	// remembers the intent and the lineage. Pending is the id of the request, which
+	// has to be [Waiting], that an operator approved; "" where nobody had to.
+	Intent struct {
+		Issuance Issuance
+		Pending  string
+	}
 	// Result closes an intent. [Failed] frees the challenge that the intent spent:
 	// it is open again, with the expiry it had.
 	Result struct {
@@ -80,6 +85,10 @@ func Changes(l audit.Line) ([]Change, error) {
 		c, err = intentOf(l)
 	case EventEnroll + "/" + OutIssued, EventEnroll + "/" + OutFailed, EventEnroll + "/" + OutUnknown:
 		c, err = resultOf(l)
+	case EventEnroll + "/" + OutPending:
+		c, err = pendingOf(l)
+	case EventEnroll + "/" + OutDenied:
+		c, err = denialOf(l)
 	case EventEnroll + "/" + OutRefused:
 		if id := r.Object.String("challenge_refused"); id != "" {
 			c = ChallengeRefused{ID: id}
@@ -130,7 +139,8 @@ func namesOf(o audit.Object) policy.Names {
 }
 
 // IntentObject is the object of an intent line. The caller may add facts and
-// reasons under keys of their own.
+// reasons under keys of their own, and under "pending" the id of the request that
+// was approved.
 func IntentObject(in audit.Intent, i Issuance) audit.Object {
 	return audit.Object{
 		"intent":  in.Object(),
@@ -147,7 +157,7 @@ func intentOf(l audit.Line) (Change, error) {
 		return nil, fmt.Errorf("an intent without its to-be-signed certificate")
 	}
 	o := l.Record.Object
-	return Intent{Issuance{
+	return Intent{Pending: o.String("pending"), Issuance: Issuance{
 		IntentSeq: l.Record.Seq, Serial: in.Serial, Profile: in.Profile, Issuer: in.Issuer, Request: l.Record.Request,
 		Subject: o.String("subject"), Names: o.String("names"), SPKI: o.String("spki"),
 		NotBefore: unix(o.Int("not_before")), NotAfter: unix(o.Int("not_after")),

@@ -23,6 +23,7 @@ type writes struct {
 	create, revoke, refuse  *sql.Stmt
 	intent, spend           *sql.Stmt
 	result, due, free       *sql.Stmt
+	pend, deny, approve     *sql.Stmt
 	all                     []*sql.Stmt
 }
 
@@ -63,6 +64,10 @@ func (w *writes) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 			WHERE id = (SELECT challenge FROM certificate WHERE intent_seq = ?1
 				AND (state = 'failed' OR state = 'unknown' AND revocation_due = 1))
 			AND state = 'spent' AND spent_by = ?1`},
+		{&w.pend, `INSERT INTO pending (` + columns(pendingColumns) + `)
+			VALUES (` + strings.TrimSuffix(strings.Repeat("?, ", len(pendingColumns)), ", ") + `)`},
+		{&w.deny, `UPDATE pending SET denied_seq = ?, why = ? WHERE request = ? AND ` + waiting},
+		{&w.approve, `UPDATE pending SET intent_seq = ? WHERE request = ? AND ` + waiting},
 	} {
 		if *p.stmt, err = conn.PrepareContext(ctx, p.text); err != nil {
 			return fmt.Errorf("preparing %q: %w", p.text, err)
@@ -260,7 +265,11 @@ func (s *Store) change(ctx context.Context, seq uint64, c store.Change) error {
 		_, err := w.refuse.ExecContext(ctx, c.ID)
 		return err
 	case store.Intent:
-		return w.intend(ctx, c.Issuance)
+		return w.intend(ctx, c)
+	case store.PendingAdded:
+		return w.wait(ctx, c.Pending)
+	case store.PendingDenied:
+		return w.denied(ctx, c)
 	case store.Result:
 		return w.end(ctx, c)
 	case store.RevocationDue:
@@ -282,18 +291,29 @@ func (w *writes) challenge(ctx context.Context, seq uint64, r challenge.Record) 
 	return nil
 }
 
-func (w *writes) intend(ctx context.Context, i store.Issuance) error {
+func (w *writes) intend(ctx context.Context, c store.Intent) error {
+	i := c.Issuance
 	if _, err := w.intent.ExecContext(ctx, intentValues(&i)...); err != nil {
 		return fmt.Errorf("adding serial %s: %w", i.Serial, err)
 	}
-	if i.Challenge == "" {
+	if c.Pending != "" {
+		if err := w.approved(ctx, c.Pending, i.IntentSeq); err != nil {
+			return err
+		}
+	}
+	return w.spent(ctx, i.Challenge, i.IntentSeq, i.Lineage)
+}
+
+// spent spends the challenge, if there is one, for the line seq.
+func (w *writes) spent(ctx context.Context, id string, seq uint64, lineage string) error {
+	if id == "" {
 		return nil
 	}
-	switch n, err := changed(w.spend.ExecContext(ctx, i.IntentSeq, i.Lineage, i.Challenge)); {
+	switch n, err := changed(w.spend.ExecContext(ctx, seq, lineage, id)); {
 	case err != nil:
-		return fmt.Errorf("spending challenge %s: %w", i.Challenge, err)
+		return fmt.Errorf("spending challenge %s: %w", id, err)
 	case n != 1:
-		return fmt.Errorf("an intent spends challenge %s, which is not open", i.Challenge)
+		return fmt.Errorf("line %d spends challenge %s, which is not open", seq, id)
 	}
 	return nil
 }

@@ -35,6 +35,11 @@ func (c *conditions) add(term string, args ...any) {
 
 // newest makes the query for the newest rows, by a column, that meet them all.
 func (c *conditions) newest(columns, table, by string, limit int) (string, []any) {
+	return c.newestOf("SELECT "+columns+" FROM "+table, by, limit)
+}
+
+// newestOf is newest for a query that lacks conditions, order and limit.
+func (c *conditions) newestOf(query, by string, limit int) (string, []any) {
 	switch {
 	case limit <= 0:
 		limit = defaultLimit
@@ -42,7 +47,7 @@ func (c *conditions) newest(columns, table, by string, limit int) (string, []any
 		limit = maxLimit
 	}
 	c.add("1 = 1")
-	return "SELECT " + columns + " FROM " + table + " WHERE " + strings.Join(c.terms, " AND ") + " ORDER BY " + by + " DESC LIMIT ?",
+	return query + " WHERE " + strings.Join(c.terms, " AND ") + " ORDER BY " + by + " DESC LIMIT ?",
 		append(c.args, limit)
 }
 
@@ -132,6 +137,10 @@ func dump(ctx context.Context, conn *sql.Conn, w io.Writer) error {
 			Names names
 		}{c, hex.EncodeToString(c.Tag[:]), namesOf(c.Names)})
 	}); err != nil {
+		return err
+	}
+	rows, err = conn.QueryContext(ctx, pendingRows()+"ORDER BY p.seq")
+	if err := each(rows, err, scanPending, func(p store.Pending) error { return dumpLine(w, "pending", p) }); err != nil {
 		return err
 	}
 	rows, err = conn.QueryContext(ctx, ordered(columns(intentColumns, resultColumns), "certificate", "intent_seq"))

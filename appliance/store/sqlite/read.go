@@ -44,6 +44,9 @@ func intentValues(i *store.Issuance) []any {
 type reads struct {
 	byTag, challenge, certificate        *sql.Stmt
 	transaction, renewal, lineage, inUse *sql.Stmt
+	pending, pendingOf, pendingBy        *sql.Stmt
+	denied, pendings                     *sql.Stmt
+	polledKey, polledCert                *sql.Stmt
 	all                                  []*sql.Stmt
 }
 
@@ -75,6 +78,16 @@ func (r *reads) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 				WHERE s.predecessor = c.serial AND s.predecessor <> '' AND s.lineage = c.lineage AND s.` + valid + `)),
 			EXISTS (SELECT 1 FROM certificate WHERE substr(spki, 1, 16) = substr(?5, 1, 16) AND spki = ?5
 			AND names <> ?1 AND profile <> '` + store.ServerProfile + "' AND " + valid + ")"},
+		{&r.pending, pendingRows() + "WHERE p.request = ?"},
+		{&r.pendingOf, pendingRows() + "WHERE p.profile = ? AND p.transaction_id = ? AND p.signer = ? ORDER BY p.seq DESC LIMIT 1"},
+		{&r.pendingBy, pendingRows() + "WHERE p.profile = ? AND p.transaction_id = ? ORDER BY p.seq DESC LIMIT 1"},
+		{&r.denied, pendingRows() + `WHERE substr(p.csr, 1, 16) = substr(?1, 1, 16) AND p.csr = ?1 AND p.signer = ? AND p.profile = ? AND p.denied_seq > 0
+			ORDER BY p.seq DESC LIMIT 1`},
+		{&r.pendings, "SELECT count(*) FROM pending WHERE profile = ? AND expires > ? AND " + waiting},
+		{&r.polledKey, certificate + `WHERE substr(spki, 1, 16) = substr(?1, 1, 16) AND spki = ?1 AND signer = ? AND profile = ? AND transaction_id = ? AND state = 'issued'
+			ORDER BY intent_seq DESC LIMIT 1`},
+		{&r.polledCert, certificate + `WHERE predecessor = ?1 AND predecessor <> '' AND signer = ? AND profile = ? AND transaction_id = ? AND state = 'issued'
+			ORDER BY intent_seq DESC LIMIT 1`},
 	} {
 		if *p.stmt, err = conn.PrepareContext(ctx, p.text); err != nil {
 			return fmt.Errorf("preparing %q: %w", p.text, err)

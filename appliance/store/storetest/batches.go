@@ -106,6 +106,9 @@ func testLacking(f *fixture) {
 		"an intent without certificate":     {store.EventEnroll, store.OutIntent, audit.Object{"subject": "CN=x"}},
 		"a result of nothing":               {store.EventEnroll, store.OutFailed, audit.Object{"serial": "0a"}},
 		"an issuance without certificate":   {store.EventEnroll, store.OutIssued, audit.Object{"intent_seq": 1, "serial": "0a"}},
+		"a request without facts":           {store.EventEnroll, store.OutPending, audit.Object{"profile": "wifi", "expires": 1, "facts": audit.Object{"unknown": "x"}}},
+		"a request without an end":          {store.EventEnroll, store.OutPending, audit.Object{"profile": "wifi", "facts": audit.Object{}}},
+		"a denial of nobody":                {store.EventEnroll, store.OutDenied, audit.Object{"why": "x"}},
 		"a revocation that names no serial": {store.EventRevocation, store.OutDue, audit.Object{"why": "x"}},
 	} {
 		f.refuse(why, func(l *Log) audit.Line { return l.Add(c.event, c.out, "r", c.object) })

@@ -130,6 +130,27 @@ func (l *Log) Intent(i store.Issuance) audit.Line {
 	return l.Add(store.EventEnroll, store.OutIntent, i.Request, store.IntentObject(in, i))
 }
 
+// Approved appends the intent that an operator's approval of a request brought.
+func (l *Log) Approved(i store.Issuance, pending string) audit.Line {
+	in := audit.Intent{
+		Serial: i.Serial, TBS: []byte("0\x03to-be-signed " + i.Serial), Issuer: i.Issuer, IssuerKey: Digest("issuer"),
+		RequestDigest: i.CSR, Profile: i.Profile, Lineage: i.Lineage,
+	}
+	o := store.IntentObject(in, i)
+	o["pending"] = pending
+	return l.Add(store.EventEnroll, store.OutIntent, i.Request, o)
+}
+
+// Pending appends a request that waits.
+func (l *Log) Pending(p store.Pending) audit.Line {
+	return l.Add(store.EventEnroll, store.OutPending, p.Request, store.PendingObject(p))
+}
+
+// Denied appends the denial of a request.
+func (l *Log) Denied(request string) audit.Line {
+	return l.Add(store.EventEnroll, store.OutDenied, request, store.DenialObject(request, "not of <our> fleet"))
+}
+
 // Result appends the result of an intent.
 func (l *Log) Result(intent uint64, state store.State) audit.Line {
 	var der []byte
@@ -184,4 +205,20 @@ func Renewal(i store.Issuance, serial string) store.Issuance {
 	r.SPKI, r.Signer = Digest("key of "+serial), "cert:"+Digest(i.Serial)
 	r.Generation, r.Predecessor, r.Challenge = i.Generation+1, i.Serial, ""
 	return r
+}
+
+// Pending is a request that waits for a week, without a challenge, for what
+// [Issuance] would be issued for.
+func Pending(device, request string) store.Pending {
+	i := Issuance(device, "00")
+	return store.Pending{
+		Request: request, Profile: i.Profile, Kind: policy.KindNew, Subject: i.Subject, Names: i.Names, SPKI: i.SPKI,
+		Transaction: "tx-" + device, Signer: i.Signer, CSR: Digest("csr of " + device), Policy: "sha256:" + Digest("policy"),
+		Created: Day(), Expires: Day().AddDate(0, 0, 7), State: store.Waiting,
+		Facts: policy.Facts{
+			Profile: i.Profile, Kind: policy.KindNew, Now: Day().Unix(), Key: policy.KeyFacts{Type: "RSA", Bits: 2048, Exponent: 65537, SPKI: "c3BraQ=="},
+			Subject: []policy.Attribute{{Name: "CN", Value: device + " <corp> & sons"}}, DNS: []string{device + ".corp.example"},
+			CSRSignature: "SHA256-RSA", Digest: "SHA-256", Cipher: "AES-128-CBC", Authorization: policy.Authorized,
+		},
+	}
 }

@@ -16,15 +16,23 @@ import (
 	"github.com/postern-pki/postern/policy/challenge"
 )
 
-// A model is an index in the plainest form: two maps and loops over them.
+// A model is an index in the plainest form: maps and loops over them.
 type model struct {
 	challenges map[string]challenge.Record
 	issued     map[string]store.Issuance // all states, by serial
+	pending    map[string]store.Pending  // all states, by request
+}
+
+func newModel() model {
+	return model{map[string]challenge.Record{}, map[string]store.Issuance{}, map[string]store.Pending{}}
 }
 
 // clone returns a model that changes apart from m.
 func (m model) clone() model {
-	c := model{map[string]challenge.Record{}, map[string]store.Issuance{}}
+	c := newModel()
+	for k, v := range m.pending {
+		c.pending[k] = v
+	}
 	for k, v := range m.challenges {
 		c.challenges[k] = v
 	}
@@ -55,7 +63,16 @@ func (m model) apply(l audit.Line) bool {
 				m.challenges[c.ID] = r
 			}
 		case store.Intent:
-			ok = ok && m.intend(c.Issuance)
+			ok = m.intend(c) && ok
+		case store.PendingAdded:
+			_, exists := m.pending[c.Pending.Request]
+			ok = m.spend(c.Pending.Challenge, c.Pending.Seq, c.Pending.Request) && !exists && ok
+			m.pending[c.Pending.Request] = c.Pending
+		case store.PendingDenied:
+			p := m.pending[c.Request]
+			ok = p.State == store.Waiting && ok
+			p.State, p.DeniedSeq, p.Why = store.Denied, c.Seq, c.Why
+			m.pending[c.Request] = p
 		case store.Result:
 			ok = ok && m.close(c)
 		case store.RevocationDue:
@@ -69,19 +86,45 @@ func (m model) apply(l audit.Line) bool {
 	return ok
 }
 
-func (m model) intend(i store.Issuance) bool {
+func (m model) intend(c store.Intent) bool {
+	i := c.Issuance
 	if _, exists := m.issued[i.Serial]; exists {
 		return false
 	}
 	m.issued[i.Serial] = i
-	if i.Challenge == "" {
+	if c.Pending != "" {
+		p := m.pending[c.Pending]
+		if p.State != store.Waiting {
+			return false
+		}
+		p.State, p.Serial = store.Approved, i.Serial
+		m.pending[c.Pending] = p
+	}
+	return m.spend(i.Challenge, i.IntentSeq, i.Lineage)
+}
+
+func (m model) spend(id string, seq uint64, lineage string) bool {
+	if id == "" {
 		return true
 	}
-	r := m.challenges[i.Challenge]
+	r := m.challenges[id]
 	open := r.State == challenge.Open
-	r.State, r.SpentBy, r.Lineage = challenge.Spent, i.IntentSeq, i.Lineage
-	m.challenges[i.Challenge] = r
+	r.State, r.SpentBy, r.Lineage = challenge.Spent, seq, lineage
+	m.challenges[id] = r
 	return open
+}
+
+// answered says what a result is to the request that was approved.
+func (m model) answered(i store.Issuance) {
+	for id, p := range m.pending {
+		if p.Serial != i.Serial || p.State != store.Approved {
+			continue
+		}
+		if p.State = store.Waiting; i.State == store.Issued {
+			p.State = store.Granted
+		}
+		m.pending[id] = p
+	}
 }
 
 func (m model) close(c store.Result) bool {
@@ -90,6 +133,7 @@ func (m model) close(c store.Result) bool {
 			i.State, i.ResultSeq, i.Certificate = c.State, c.Seq, c.Certificate
 			m.issued[i.Serial] = i
 			m.free(i)
+			m.answered(i)
 			return true
 		}
 	}
@@ -131,7 +175,7 @@ func testModel(t *testing.T, open Opener) {
 	rapid.Check(t, func(rt *rapid.T) {
 		f := &fixture{TB: t, ctx: t.Context(), open: open, log: NewLog(t), ix: open(t, tempDir(rt))}
 		defer f.close()
-		m := model{map[string]challenge.Record{}, map[string]store.Issuance{}}
+		m := newModel()
 		for range rapid.IntRange(1, 12).Draw(rt, "batches") {
 			m = f.draw(rt, m)
 			if diff := m.compare(f); diff != "" {
@@ -183,7 +227,7 @@ func (f *fixture) line(rt *rapid.T, m model) audit.Line {
 	if len(all) > 0 {
 		some = rapid.SampledFrom(all).Draw(rt, "issuance")
 	}
-	switch rapid.IntRange(0, 9).Draw(rt, "kind") {
+	switch rapid.IntRange(0, 13).Draw(rt, "kind") {
 	case 0, 1:
 		return f.log.Created(Challenge(id))
 	case 2:
@@ -203,12 +247,55 @@ func (f *fixture) line(rt *rapid.T, m model) audit.Line {
 		return f.log.Intent(Renewal(some, fmt.Sprintf("%04x", f.log.Next()))) // whatever became of some
 	case 7:
 		return f.log.Due(some.Serial)
+	case 10, 11, 12:
+		return f.waitingLine(rt, m, id)
 	default:
 		if open := m.sorted(func(i store.Issuance) bool { return i.State == store.Intended }); len(open) > 0 {
 			some = rapid.SampledFrom(open).Draw(rt, "open intent")
 		}
 		return f.log.Result(some.IntentSeq, rapid.SampledFrom([]store.State{store.Issued, store.Failed, store.Unknown}).Draw(rt, "result"))
 	}
+}
+
+// waitingLine draws a line of a request that waits.
+func (f *fixture) waitingLine(rt *rapid.T, m model, challengeID string) audit.Line {
+	request := fmt.Sprintf("r%d", rapid.IntRange(0, ids-1).Draw(rt, "request"))
+	device := fmt.Sprintf("d%d", rapid.IntRange(1, devices).Draw(rt, "device"))
+	_, exists := m.pending[request]
+	switch {
+	case !exists || rapid.IntRange(0, 9).Draw(rt, "request twice") == 0:
+		p := Pending(device, request)
+		if m.challenges[challengeID].State == challenge.Open {
+			p.Challenge = challengeID
+		}
+		return f.log.Pending(p)
+	case rapid.IntRange(0, 3).Draw(rt, "deny") == 0:
+		return f.log.Denied(request)
+	default:
+		return f.log.Approved(Issuance(device, fmt.Sprintf("%04x", f.log.Next())), request)
+	}
+}
+
+// comparePending returns what the index says otherwise of requests that wait.
+func (m model) comparePending(f *fixture) string {
+	waiting := map[string]int64{}
+	for id, want := range m.pending {
+		got, err := f.ix.Pending(f.ctx, id)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			return fmt.Sprintf("request %s: %v\n%s", id, err, diff)
+		}
+		if want.State == store.Waiting {
+			waiting[want.Profile]++
+		}
+	}
+	list, err := f.ix.PendingList(f.ctx, store.PendingFilter{Limit: 1000})
+	if err != nil || len(list) != len(m.pending) {
+		return fmt.Sprintf("PendingList: %d, %v, want %d", len(list), err, len(m.pending))
+	}
+	if n, err := f.ix.PendingCount(f.ctx, "wifi", Day()); err != nil || n != waiting["wifi"] {
+		return fmt.Sprintf("PendingCount: %d, %v, want %d", n, err, waiting["wifi"])
+	}
+	return ""
 }
 
 // compare returns what the index says otherwise than the model.
@@ -227,6 +314,9 @@ func (m model) compare(f *fixture) string {
 		if diff := m.compareReads(f, want); diff != "" {
 			return fmt.Sprintf("as serial %s asks: %s", serial, diff)
 		}
+	}
+	if diff := m.comparePending(f); diff != "" {
+		return diff
 	}
 	all := m.sorted(func(store.Issuance) bool { return true })
 	slices.Reverse(all)

@@ -19,6 +19,7 @@ import (
 	"context"
 	"io"
 	"testing"
+	"time"
 
 	"github.com/postern-pki/postern/appliance/store"
 	"github.com/postern-pki/postern/audit"
@@ -38,6 +39,12 @@ type Index interface {
 	LineageRenewals(ctx context.Context, lineage string) (int64, error)
 	InUse(ctx context.Context, u store.Use) (store.Used, error)
 	OpenIntents(ctx context.Context) ([]store.Issuance, error)
+	Pending(ctx context.Context, request string) (store.Pending, error)
+	PendingOf(ctx context.Context, profile, transaction, signer string) (store.Pending, error)
+	DeniedBefore(ctx context.Context, profile, signer, csr string) (store.Pending, error)
+	PendingCount(ctx context.Context, profile string, now time.Time) (int64, error)
+	PendingList(ctx context.Context, f store.PendingFilter) ([]store.Pending, error)
+	Polled(ctx context.Context, profile, transaction, signer, spki, predecessor string) (store.Issuance, error)
 	Dump(ctx context.Context, w io.Writer) error
 	Close() error
 }
@@ -73,6 +80,13 @@ func Run(t *testing.T, open Opener) {
 		{"a renewed certificate is not counted", testCountRenewed},
 		{"a key of other names is found", testKeyUsed},
 		{"open intents come in order", testOpenIntents},
+		{"a request that waits is found as it was recorded, and spends its challenge", testPending},
+		{"a request is decided once", testDecidedOnce},
+		{"an approval that was not signed leaves the request waiting", testUnsigned},
+		{"a denial is remembered for the signer and the CSR", testDenied},
+		{"the newest request of a transaction is found", testPendingOf},
+		{"requests that wait are counted and listed", testPendingList},
+		{"a poll finds the newest certificate of its transaction", testPolled},
 		{"certificates are listed newest first", testCertificates},
 		{"challenges are listed newest first", testChallenges},
 		{"lines without effect count", testNoEffect},
