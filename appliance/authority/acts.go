@@ -23,6 +23,8 @@ var (
 	ErrNoProfile  = errors.New("no such profile")
 	ErrBadRequest = errors.New("bad request")
 	ErrNotOpen    = errors.New("the challenge is not open")
+	ErrNotWaiting = errors.New("the request does not wait for a decision")
+	ErrRefused    = errors.New("the request is refused now")
 )
 
 // A NewChallenge is what an operator asks for. Subject is RFC 4514; TTL 0 is the
@@ -103,6 +105,8 @@ func (p *Pipeline) newChallenge(a NewChallenge) (Challenge, challenge.Record, er
 	}
 	ttl := profile.Challenge.TTL
 	switch {
+	case profile.Challenge.Mode == policy.ModeNone:
+		return Challenge{}, challenge.Record{}, fmt.Errorf("%w: the profile takes no challenges: an operator approves each request", ErrBadRequest)
 	case a.TTL < 0 || a.TTL > ttl:
 		return Challenge{}, challenge.Record{}, fmt.Errorf("%w: the profile allows at most %s", ErrBadRequest, ttl)
 	case a.TTL > 0:

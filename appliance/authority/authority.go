@@ -55,6 +55,11 @@ type (
 		OpenIntents(ctx context.Context) ([]store.Issuance, error)
 		Challenges(ctx context.Context, f store.ChallengeFilter) ([]challenge.Record, error)
 		Challenge(ctx context.Context, id string) (challenge.Record, error)
+		Pending(ctx context.Context, request string) (store.Pending, error)
+		PendingOf(ctx context.Context, profile, transaction, signer string) (store.Pending, error)
+		DeniedBefore(ctx context.Context, profile, signer, csr string) (store.Pending, error)
+		PendingCount(ctx context.Context, profile string, now time.Time) (int64, error)
+		Polled(ctx context.Context, profile, transaction, signer, spki, predecessor string) (store.Issuance, error)
 	}
 )
 

@@ -25,7 +25,7 @@ const (
 type grant struct {
 	kind      string
 	challenge challenge.Grant // its ID is empty where no challenge was held
-	by        string          // "challenge:<id>" or "certificate:<serial>"
+	by        string          // "challenge:<id>", "certificate:<serial>" or byApproval
 }
 
 // authorize finds out who asks. A refusal still comes back with the kind that
@@ -35,6 +35,8 @@ func (p *Pipeline) authorize(ctx context.Context, q *proven, names policy.Names)
 	case q.ours == nil && q.message.Type == scep.RenewalReq:
 		return grant{kind: kindNew}, notAllowed("renewal.signer", "a certificate that this CA did not issue",
 			"a renewal is signed by a certificate of this CA"), nil
+	case q.ours == nil && q.profile.Challenge.Mode == policy.ModeNone:
+		return grant{kind: kindNew, by: byApproval}, nil, nil
 	case q.ours == nil:
 		return p.byChallenge(ctx, q, names, kindNew)
 	case q.ours.Names != names.Digest():
@@ -43,7 +45,7 @@ func (p *Pipeline) authorize(ctx context.Context, q *proven, names policy.Names)
 		v := badProof("the CSR's names are not the signer's")
 		v.security = "a certificate of ours signed a request for other names"
 		return grant{kind: kindRenewal}, v, nil
-	case q.message.Type == scep.RenewalReq || q.csr.Challenge == nil:
+	case q.message.Type == scep.RenewalReq || q.csr.Challenge == nil || q.profile.Challenge.Mode == policy.ModeNone:
 		g, v := p.byCertificate(q)
 		return g, v, nil
 	}

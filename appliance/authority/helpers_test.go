@@ -67,7 +67,7 @@ const profiles = `profiles:
     validity: {for: 365d, backdate: 1h}
     limits: {active_per_subject: 100, per_minute: 1}
     clients: {digests: [SHA-256], ciphers: [AES-128-CBC]}
-`
+` + waitingProfiles
 
 func must[T any](t testing.TB) func(T, error) T {
 	return func(v T, err error) T {

@@ -97,10 +97,3 @@ func (p *Pipeline) found(ctx context.Context, q *proven, o audit.Object) error {
 	_, err := p.log.Append(ctx, audit.Entry{Event: eventLookup, Outcome: outFound, Request: q.id, Actor: q.actor(), Object: o})
 	return err
 }
-
-// poll answers a CertPoll.
-func (p *Pipeline) poll(ctx context.Context, q *proven) (protocol.Outcome, error) {
-	const say = "no request of this transaction is known"
-	return p.refuse(ctx, q, nil, &verdict{kind: protocol.NotFound, say: say,
-		reasons: []policy.Reason{{Rule: "poll.transaction", Saw: "unknown", Say: say}}})
-}

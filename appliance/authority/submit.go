@@ -2,9 +2,11 @@ package authority
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -70,6 +72,9 @@ func (p *Pipeline) enroll(ctx context.Context, q *proven) (protocol.Outcome, err
 	if out, ok, err := p.again(ctx, q); ok || err != nil {
 		return out, err
 	}
+	if out, ok, err := p.waiting(ctx, q); ok || err != nil {
+		return out, err
+	}
 	g, v, err := p.authorize(ctx, q, names)
 	if err != nil {
 		return protocol.Outcome{}, err
@@ -129,36 +134,22 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 	if !d.Issue || v != nil {
 		return p.refuse(ctx, q, &f, v.and(d, g))
 	}
-	template, ok := d.Template()
-	if !ok {
-		return protocol.Outcome{}, errors.New("authority: a decision to issue without a template")
+	waits := q.profile.Waits(g.kind)
+	if !waits && !p.rate.take(q.profile.Name, int64(q.profile.Limits.PerMinute), p.now()) {
+		return p.refuse(ctx, q, &f, notAllowed(rulePerMinute, "reached while deciding", sayPerMinute))
 	}
-	if !p.rate.take(q.profile.Name, int64(q.profile.Limits.PerMinute), p.now()) {
-		return p.refuse(ctx, q, &f, notAllowed(rulePerMinute, "reached while deciding", "too many certificates in this minute: try again"))
-	}
-	i := store.Issuance{
-		Profile: q.profile.Name, Issuer: q.profile.Issuer, Request: q.id, Names: d.Names().Digest(),
-		Subject: policy.FormatSubject(d.Subject()), SPKI: q.spkiDigest,
-		NotBefore: template.NotBefore, NotAfter: template.NotAfter,
-		Lineage: q.id, LineageFrom: p.now().UTC(), Challenge: g.challenge.ID,
-		Transaction: q.message.TransactionID, Signer: q.signerName, CSR: q.csrDigest,
-	}
-	if g.kind == kindRenewal {
-		i.Lineage, i.LineageFrom, i.Predecessor = q.ours.Lineage, q.ours.LineageFrom, q.ours.Serial
-		i.Generation, i.Challenge = f.Renewal.Count+1, ""
-	}
-	ticket, err := p.issuers[q.profile.Issuer].Issuer.Prepare(template, q.csr.PublicKey, issuer.Meta{
-		Challenge: i.Challenge, RequestDigest: q.csrDigest, Profile: i.Profile, Lineage: i.Lineage, Except: q.profile.LintExceptions(),
-	})
+	i := store.Issuance{Request: q.id, Challenge: g.challenge.ID}
+	ticket, err := p.prepare(q, f, g, d, &i, q.csr.PublicKey)
 	if finding, ok := errors.AsType[*issuer.LintError](err); ok {
 		return p.refuse(ctx, q, &f, notAllowed("lint", finding.Error(), "the certificate would not be well formed"))
 	}
 	if err != nil {
-		return protocol.Outcome{}, fmt.Errorf("authority: preparing the certificate: %w", err)
+		return protocol.Outcome{}, err
 	}
-	o := store.IntentObject(ticket.Intent(), i)
-	o["kind"], o["policy"], o["facts"], o["by"] = g.kind, d.Digest, audit.Object(f.Object()), g.by
-	der, err := p.issue(ctx, q.id, q.actor(), ticket, o)
+	if waits { // with what would be issued looked at, so that nobody approves what cannot be
+		return p.pend(ctx, q, f, g, d)
+	}
+	der, err := p.issue(ctx, q.id, q.actor(), ticket, intentOf(ticket, i, f, g, d))
 	if errors.Is(err, audit.ErrTooLarge) { // so nothing of it was written
 		return p.refuse(ctx, q, &f, notAllowed("record", "too large", "the request asks for more than a record holds"))
 	}
@@ -168,21 +159,58 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 	return protocol.Outcome{RequestID: q.id, Status: protocol.Issued, Certificates: [][]byte{der}}, nil
 }
 
+const sayPerMinute = "too many certificates in this minute: try again"
+
+// prepare fills the issuance, of which the caller sets the request and the
+// challenge, and makes the ticket for it. The error may be a [*issuer.LintError].
+func (p *Pipeline) prepare(q *proven, f policy.Facts, g grant, d policy.Decision, i *store.Issuance, key crypto.PublicKey) (*issuer.Ticket, error) {
+	template, ok := d.Template()
+	if !ok {
+		return nil, errors.New("authority: a decision to issue without a template")
+	}
+	i.Profile, i.Issuer, i.Names = q.profile.Name, q.profile.Issuer, d.Names().Digest()
+	i.Subject, i.SPKI = policy.FormatSubject(d.Subject()), q.spkiDigest
+	i.NotBefore, i.NotAfter = template.NotBefore, template.NotAfter
+	i.Lineage, i.LineageFrom = i.Request, p.now().UTC()
+	i.Transaction, i.Signer, i.CSR = q.message.TransactionID, q.signerName, q.csrDigest
+	if g.kind == kindRenewal {
+		i.Lineage, i.LineageFrom, i.Predecessor = q.ours.Lineage, q.ours.LineageFrom, q.ours.Serial
+		i.Generation, i.Challenge = f.Renewal.Count+1, ""
+	}
+	ticket, err := p.issuers[q.profile.Issuer].Issuer.Prepare(template, key, issuer.Meta{
+		Challenge: i.Challenge, RequestDigest: q.csrDigest, Profile: i.Profile, Lineage: i.Lineage, Except: q.profile.LintExceptions(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("authority: preparing the certificate: %w", err)
+	}
+	return ticket, nil
+}
+
+// intentOf is the object of the intent line, with what was decided on.
+func intentOf(t *issuer.Ticket, i store.Issuance, f policy.Facts, g grant, d policy.Decision) audit.Object {
+	o := store.IntentObject(t.Intent(), i)
+	o["kind"], o["policy"], o["facts"], o["by"] = g.kind, d.Digest, audit.Object(f.Object()), g.by
+	return o
+}
+
 // issue is the order that nothing may change: intent durable, sign, result
 // durable. A device that hangs up before is let go; what was begun is finished all
 // the same, and each record is waited for as long as it takes: whoever left while
 // the intent is on its way would let another request spend the same challenge,
 // which no index could follow.
-func (p *Pipeline) issue(ctx context.Context, id string, who audit.Actor, t *issuer.Ticket, intent audit.Object) ([]byte, error) {
+//
+// What is before the intent in the log is durable together with it.
+func (p *Pipeline) issue(ctx context.Context, id string, who audit.Actor, t *issuer.Ticket, intent audit.Object, before ...audit.Entry) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("authority: before the intent: %w", err)
 	}
 	ctx = context.WithoutCancel(ctx)
 	serial := t.Intent().Serial
-	line, err := p.log.Append(ctx, audit.Entry{Event: store.EventEnroll, Outcome: store.OutIntent, Request: id, Actor: who, Object: intent})
+	lines, err := p.log.AppendAll(ctx, append(slices.Clone(before), audit.Entry{Event: store.EventEnroll, Outcome: store.OutIntent, Request: id, Actor: who, Object: intent})...)
 	if err != nil {
 		return nil, fmt.Errorf("authority: recording the intent: %w", err)
 	}
+	line := lines[len(lines)-1]
 	der, serr := p.sign(ctx, t, line.Record.Seq)
 	if serr != nil {
 		return nil, p.failed(ctx, id, line.Record.Seq, serial, serr)
