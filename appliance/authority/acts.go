@@ -23,6 +23,7 @@ var (
 	ErrNoProfile  = errors.New("no such profile")
 	ErrBadRequest = errors.New("bad request")
 	ErrNotOpen    = errors.New("the challenge is not open")
+	ErrReason     = errors.New("a decision needs a reason")
 	ErrNotWaiting = errors.New("the request does not wait for a decision")
 	ErrRefused    = errors.New("the request is refused now")
 )

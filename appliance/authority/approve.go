@@ -34,9 +34,9 @@ type Ruling struct {
 func (r Ruling) check() error {
 	switch {
 	case strings.TrimSpace(r.Reason) == "":
-		return fmt.Errorf("%w: a decision needs a reason", ErrBadRequest)
+		return fmt.Errorf("%w: it is empty", ErrReason)
 	case len(r.Reason) > maxReason, !utf8.ValidString(r.Reason), strings.ContainsFunc(r.Reason, unicode.IsControl):
-		return fmt.Errorf("%w: a reason is one line of at most %d octets", ErrBadRequest, maxReason)
+		return fmt.Errorf("%w: one line of at most %d octets", ErrReason, maxReason)
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ func (p *Pipeline) rule(ctx context.Context, r Ruling) (w store.Pending, q *prov
 		return w, nil, nil, err
 	}
 	if r.Digest != "" && r.Digest != w.Digest {
-		return w, nil, nil, fmt.Errorf("%w: the digest is not that of the request", ErrBadRequest)
+		return w, nil, nil, fmt.Errorf("%w: the digest is another request's", ErrNotWaiting)
 	}
 	profile, ok := p.policies.Profile(w.Profile)
 	if !ok {

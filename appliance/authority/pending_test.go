@@ -183,7 +183,7 @@ func TestDenied(t *testing.T) {
 	a.csr = openEnvelope(t, first)
 	id := w.submit(first, saysPending).RequestID
 	for _, bad := range []string{"", " ", "two\nlines", strings.Repeat("x", 501), "\xff"} {
-		if err := w.Deny(t.Context(), officer(), authority.Ruling{Request: id, Reason: bad}); !errors.Is(err, authority.ErrBadRequest) {
+		if err := w.Deny(t.Context(), officer(), authority.Ruling{Request: id, Reason: bad}); !errors.Is(err, authority.ErrReason) {
 			t.Errorf("reason %q: %v", bad, err)
 		}
 	}
@@ -272,7 +272,7 @@ func TestApprovalIsDecidedAgain(t *testing.T) {
 	}
 	w.ask(asked{profile: "vouched", transaction: "1", key: deviceKeys()[1]}.poll(), saysPending)
 	_, err = w.Approve(t.Context(), officer(), authority.Ruling{Request: ids[1], Digest: strings.Repeat("0", 64), Reason: "of another"})
-	if !errors.Is(err, authority.ErrBadRequest) {
+	if !errors.Is(err, authority.ErrNotWaiting) {
 		t.Errorf("approved by another's digest: %v", err)
 	}
 	if err := w.Deny(t.Context(), officer(), authority.Ruling{Request: ids[1], Reason: "one is enough"}); err != nil {

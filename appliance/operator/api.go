@@ -127,6 +127,59 @@ type Revoked struct {
 	ID string `json:"id"`
 }
 
+// Pending is one request that waits for an operator, or did: an element of GET
+// /api/v1/pending. State is waiting, expired, approved (being signed), issued or
+// denied.
+type Pending struct {
+	ID       string    `json:"id"`
+	State    string    `json:"state"`
+	Profile  string    `json:"profile"`
+	Kind     string    `json:"kind"` // new, new-lineage or renewal
+	Subject  string    `json:"subject"`
+	DNS      []string  `json:"dns,omitempty"`
+	Source   string    `json:"source"`
+	Created  time.Time `json:"created"`
+	Expires  time.Time `json:"expires"`
+	Digest   string    `json:"digest"`           // of its record: what an approval is of
+	Serial   string    `json:"serial,omitempty"` // of the newest approval, whatever came of it
+	Why      string    `json:"why,omitempty"`    // of a denial
+	Record   uint64    `json:"record"`           // its seq
+	Decision uint64    `json:"decision,omitempty"`
+}
+
+// PendingDetail is the answer of GET /api/v1/pending/ID: all that a decision is made
+// from.
+type PendingDetail struct {
+	Pending
+	Transaction string         `json:"transaction"`
+	Signer      string         `json:"signer"`     // who asks: key: or cert: and a SHA-256
+	VouchedBy   string         `json:"vouched_by"` // challenge:ID, certificate:SERIAL, or approval: nobody but you
+	Key         string         `json:"key"`        // such as RSA 2048
+	KeySHA256   string         `json:"key_sha256"` // of the SubjectPublicKeyInfo
+	Policy      string         `json:"policy"`     // digest of the profiles that let it wait
+	Facts       map[string]any `json:"facts"`
+}
+
+// PendingList is a list, newest first. Before continues it; 0 is its end.
+type PendingList struct {
+	Pending []Pending `json:"pending"`
+	Before  uint64    `json:"before"`
+}
+
+// Ruling is the body of POST /api/v1/approvals/ID and /api/v1/denials/ID. Digest is
+// that of the request as it was seen; it may be left out.
+type Ruling struct {
+	Reason string `json:"reason"`
+	Digest string `json:"digest,omitempty"`
+}
+
+// Ruled is the answer to it. Serial is of the certificate that was issued.
+type Ruled struct {
+	ID     string `json:"id"`
+	State  string `json:"state"` // issued or denied
+	Serial string `json:"serial,omitempty"`
+}
+
 // Certificate is one serial number of GET /api/v1/certificates.
 type Certificate struct {
 	Serial        string    `json:"serial"`

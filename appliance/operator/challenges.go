@@ -54,7 +54,10 @@ func (s *Service) alone(ctx context.Context, r *request, name string, p acts.Par
 // perform does an act that is allowed. What is before it in the log is durable
 // together with it.
 func (s *Service) perform(ctx context.Context, who audit.Actor, act string, p acts.Parameters, before ...audit.Entry) (int, any, error) {
-	if act == acts.RevokeChallenge {
+	switch act {
+	case acts.ApprovePending, acts.DenyPending:
+		return s.decide(ctx, who, act, p, before...)
+	case acts.RevokeChallenge:
 		err := s.Acts.RevokeChallenge(ctx, who, p.Challenge, before...)
 		if errors.Is(err, store.ErrNotFound) {
 			err = refuse(http.StatusNotFound, "no challenge has that id", "postern challenge list")

@@ -48,7 +48,7 @@ const profile = `profiles:
       dns: {pattern: '[a-z0-9.-]+\.corp\.example', max: 64}
     usage: {key: {rsa: [digitalSignature]}, extended: [clientAuth]}
     validity: {for: 365d}
-`
+` + vouchedProfile
 
 func must[T any](t testing.TB) func(T, error) T {
 	return func(v T, err error) T {

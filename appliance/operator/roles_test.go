@@ -23,6 +23,10 @@ var matrix = map[string]string{
 	acts.ListCertificates: "yes yes yes yes no",
 	acts.ShowCertificate:  "yes yes yes yes no",
 	acts.ShowRecords:      "yes yes yes yes no",
+	acts.ListPending:      "yes yes yes yes no",
+	acts.ShowPending:      "yes yes yes yes no",
+	acts.ApprovePending:   "yes yes no  no  no",
+	acts.DenyPending:      "yes yes no  no  no",
 	acts.SubmitOrder:      "yes yes yes no  no",
 }
 
@@ -44,6 +48,10 @@ func TestEachRoleDoesWhatTheTableSays(t *testing.T) {
 		acts.ListCertificates: {"GET", "/api/v1/certificates", "", 200},
 		acts.ShowCertificate:  {"GET", "/api/v1/certificates/00", "", 404},
 		acts.ShowRecords:      {"GET", "/api/v1/records?req=x", "", 404},
+		acts.ListPending:      {"GET", "/api/v1/pending", "", 200},
+		acts.ShowPending:      {"GET", "/api/v1/pending/none", "", 404},
+		acts.ApprovePending:   {"POST", "/api/v1/approvals/none", `{"reason":"x"}`, 404},
+		acts.DenyPending:      {"POST", "/api/v1/denials/none", `{"reason":"x"}`, 404},
 		acts.SubmitOrder:      {"POST", "/api/v1/acts", "{}", 400},
 	}
 	if len(matrix) != len(acts.Table()) || len(tries) != len(matrix) || len(columns) != len(acts.Roles()) {

@@ -33,11 +33,15 @@ type (
 	doer interface {
 		CreateChallenges(ctx context.Context, who audit.Actor, asked []authority.NewChallenge, before ...audit.Entry) ([]authority.Challenge, error)
 		RevokeChallenge(ctx context.Context, who audit.Actor, id string, before ...audit.Entry) error
+		Approve(ctx context.Context, who audit.Actor, r authority.Ruling, before ...audit.Entry) (store.Issuance, error)
+		Deny(ctx context.Context, who audit.Actor, r authority.Ruling, before ...audit.Entry) error
 	}
 	index interface {
 		Certificate(ctx context.Context, serial string) (store.Issuance, error)
 		Certificates(ctx context.Context, f store.CertificateFilter) ([]store.Issuance, error)
 		Challenges(ctx context.Context, f store.ChallengeFilter) ([]challenge.Record, error)
+		Pending(ctx context.Context, request string) (store.Pending, error)
+		PendingList(ctx context.Context, f store.PendingFilter) ([]store.Pending, error)
 	}
 	recorder interface {
 		AppendAll(ctx context.Context, e ...audit.Entry) ([]audit.Line, error)
@@ -89,6 +93,10 @@ func handlers() map[string]handler {
 		acts.ListCertificates: (*Service).certificates,
 		acts.ShowCertificate:  (*Service).certificate,
 		acts.ShowRecords:      (*Service).records,
+		acts.ListPending:      (*Service).pendings,
+		acts.ShowPending:      (*Service).pending,
+		acts.ApprovePending:   (*Service).approvePending,
+		acts.DenyPending:      (*Service).denyPending,
 		acts.SubmitOrder:      (*Service).submit,
 	}
 }
@@ -262,6 +270,12 @@ func (s *Service) failure(err error) (int, Problem) {
 		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern status lists the profiles"}
 	case errors.Is(err, authority.ErrNotOpen):
 		return http.StatusConflict, Problem{Error: err.Error(), Hint: "postern challenge list says how it is"}
+	case errors.Is(err, authority.ErrReason):
+		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "--reason TEXT: it stands in the log, and the device is not told"}
+	case errors.Is(err, authority.ErrNotWaiting):
+		return http.StatusConflict, Problem{Error: err.Error(), Hint: "postern pending show ID says how it is"}
+	case errors.Is(err, authority.ErrRefused):
+		return http.StatusConflict, Problem{Error: err.Error(), Hint: "it still waits: change what stands against it, or deny it"}
 	case errors.Is(err, acts.ErrForm):
 		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern challenge create --act FILE writes one"}
 	case errors.Is(err, authority.ErrBadRequest):

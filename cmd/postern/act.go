@@ -98,7 +98,14 @@ func (a *app) actCmd() *cobra.Command {
 }
 
 func (a *app) submit(cmd *cobra.Command, signed acts.Signed) error {
-	if signed.Order.Act == acts.RevokeChallenge {
+	switch signed.Order.Act {
+	case acts.ApprovePending, acts.DenyPending:
+		var done operator.Ruled
+		if err := a.call(cmd.Context(), http.MethodPost, "/api/v1/acts", signed, &done); err != nil {
+			return err
+		}
+		return a.printRuled(done)
+	case acts.RevokeChallenge:
 		var done operator.Revoked
 		if err := a.call(cmd.Context(), http.MethodPost, "/api/v1/acts", signed, &done); err != nil {
 			return err
@@ -292,6 +299,11 @@ func (a *app) printAct(signed acts.Signed, next string) error {
 		p("ends", "%s", o.Expires)
 		if o.Act == acts.RevokeChallenge {
 			p("revokes", "challenge %s", shown(o.Parameters.Challenge))
+		}
+		if id := o.Parameters.Pending; id != "" {
+			p("request", "%s, which has to have the digest that postern pending show %s prints", shown(id), shown(id))
+			p("digest", "%s", o.Parameters.Digest)
+			p("reason", "%s", shown(o.Parameters.Reason))
 		}
 		for _, c := range o.Parameters.Challenges {
 			names := []string{shown(c.Subject)}

@@ -52,6 +52,26 @@ type ChallengeRequest struct {
 type Parameters struct {
 	Challenges []ChallengeRequest `json:"challenges,omitempty"` // to create
 	Challenge  string             `json:"challenge,omitempty"`  // id of the one to revoke
+	Pending    string             `json:"pending,omitempty"`    // id of the request that waits
+	Digest     string             `json:"digest,omitempty"`     // of what it says: hex SHA-256 of its line in the log
+	Reason     string             `json:"reason,omitempty"`     // for the approval or the denial
+}
+
+// fit reports whether these are the parameters of the act, and no others.
+func (p Parameters) fit(act string) bool {
+	ruling := p.Pending != "" || p.Digest != "" || p.Reason != ""
+	switch act {
+	case RevokeChallenge:
+		return p.Challenge != "" && len(p.Challenges) == 0 && !ruling
+	case CreateChallenge:
+		return p.Challenge == "" && len(p.Challenges) == 1 && !ruling
+	case CreateChallenges:
+		return p.Challenge == "" && len(p.Challenges) > 1 && !ruling
+	case ApprovePending, DenyPending:
+		return p.Challenge == "" && len(p.Challenges) == 0 && p.Pending != "" && hashForm.MatchString(p.Digest) && p.Reason != ""
+	default:
+		return false
+	}
 }
 
 // A Place is where a log was when the order was written: its number of lines, and
@@ -90,8 +110,12 @@ var (
 // Object is the order as a log's record has it.
 func (o Order) Object() map[string]any {
 	p := map[string]any{}
-	if o.Parameters.Challenge != "" {
-		p["challenge"] = o.Parameters.Challenge
+	for key, value := range map[string]string{
+		"challenge": o.Parameters.Challenge, "pending": o.Parameters.Pending, "digest": o.Parameters.Digest, "reason": o.Parameters.Reason,
+	} {
+		if value != "" {
+			p[key] = value
+		}
 	}
 	if len(o.Parameters.Challenges) > 0 {
 		list := make([]any, len(o.Parameters.Challenges))
@@ -126,9 +150,7 @@ func (o Order) Canonical() ([]byte, error) {
 		return nil, fmt.Errorf("%w: %.40q is no act that people sign", ErrForm, o.Act)
 	case !idForm.MatchString(o.ID), o.Place.Size == 0, !hashForm.MatchString(o.Place.Last), o.Origin == "":
 		return nil, fmt.Errorf("%w: id, origin or place is missing or has another form", ErrForm)
-	case o.Act == RevokeChallenge && (o.Parameters.Challenge == "" || len(o.Parameters.Challenges) > 0),
-		o.Act == CreateChallenge && (o.Parameters.Challenge != "" || len(o.Parameters.Challenges) != 1),
-		o.Act == CreateChallenges && (o.Parameters.Challenge != "" || len(o.Parameters.Challenges) < 2):
+	case !o.Parameters.fit(o.Act):
 		return nil, fmt.Errorf("%w: these are not the parameters of %s", ErrForm, o.Act)
 	}
 	b, err := jcs.Append(nil, o.Object())

@@ -97,19 +97,29 @@ func TestWhatIsNoOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{
-		"nothing":               "",
-		"something behind":      whole + "{}",
-		"cut short":             whole[:len(whole)-1],
-		"an unknown field":      strings.Replace(whole, `"name"`, `"mane"`, 1),
-		"a file too large":      whole + strings.Repeat(" ", 128<<10),
-		"an order too large":    good(func(s *acts.Signed) { s.Order.Parameters.Challenges[0].Subject = strings.Repeat("x", acts.MaxOrder) }),
-		"too many signatures":   good(func(s *acts.Signed) { s.Signatures = make([]acts.Signature, acts.MaxSignatures+1) }),
-		"another type":          good(func(s *acts.Signed) { s.Order.Type = "postern operator act 2" }),
-		"no act":                good(func(s *acts.Signed) { s.Order.Act = "" }),
-		"no parameters":         good(func(s *acts.Signed) { s.Order.Parameters = acts.Parameters{} }),
-		"one for a batch":       good(func(s *acts.Signed) { s.Order.Parameters.Challenges = s.Order.Parameters.Challenges[:1] }),
-		"a batch for one":       good(func(s *acts.Signed) { s.Order.Act = acts.CreateChallenge }),
-		"parameters of two":     good(func(s *acts.Signed) { s.Order.Parameters.Challenge = "c" }),
+		"nothing":              "",
+		"something behind":     whole + "{}",
+		"cut short":            whole[:len(whole)-1],
+		"an unknown field":     strings.Replace(whole, `"name"`, `"mane"`, 1),
+		"a file too large":     whole + strings.Repeat(" ", 128<<10),
+		"an order too large":   good(func(s *acts.Signed) { s.Order.Parameters.Challenges[0].Subject = strings.Repeat("x", acts.MaxOrder) }),
+		"too many signatures":  good(func(s *acts.Signed) { s.Signatures = make([]acts.Signature, acts.MaxSignatures+1) }),
+		"another type":         good(func(s *acts.Signed) { s.Order.Type = "postern operator act 2" }),
+		"no act":               good(func(s *acts.Signed) { s.Order.Act = "" }),
+		"no parameters":        good(func(s *acts.Signed) { s.Order.Parameters = acts.Parameters{} }),
+		"one for a batch":      good(func(s *acts.Signed) { s.Order.Parameters.Challenges = s.Order.Parameters.Challenges[:1] }),
+		"a batch for one":      good(func(s *acts.Signed) { s.Order.Act = acts.CreateChallenge }),
+		"parameters of two":    good(func(s *acts.Signed) { s.Order.Parameters.Challenge = "c" }),
+		"a reason for a batch": good(func(s *acts.Signed) { s.Order.Parameters.Reason = "x" }),
+		"a ruling on nothing": good(func(s *acts.Signed) {
+			s.Order.Act, s.Order.Parameters = acts.DenyPending, acts.Parameters{Reason: "x", Digest: s.Order.Place.Last}
+		}),
+		"a ruling for nothing": good(func(s *acts.Signed) {
+			s.Order.Act, s.Order.Parameters = acts.DenyPending, acts.Parameters{Pending: "x", Digest: s.Order.Place.Last}
+		}),
+		"a ruling on anything": good(func(s *acts.Signed) {
+			s.Order.Act, s.Order.Parameters = acts.ApprovePending, acts.Parameters{Pending: "x", Reason: "x"}
+		}),
 		"no place":              good(func(s *acts.Signed) { s.Order.Place = acts.Place{} }),
 		"a place far away":      good(func(s *acts.Signed) { s.Order.Place.Size = 1 << 60 }),
 		"a hash in capitals":    good(func(s *acts.Signed) { s.Order.Place.Last = strings.ToUpper(s.Order.Place.Last) }),

@@ -45,6 +45,10 @@ const (
 	ListCertificates = "certificate.list"
 	ShowCertificate  = "certificate.show"
 	ShowRecords      = "record.show"
+	ListPending      = "pending.list"
+	ShowPending      = "pending.show"
+	ApprovePending   = "pending.approve"
+	DenyPending      = "pending.deny"
 	SubmitOrder      = "act.submit" // the act that was signed has a row of its own
 )
 
@@ -70,6 +74,10 @@ func Table() []Act {
 		{ListCertificates, http.MethodGet, "/api/v1/certificates", false, readers},
 		{ShowCertificate, http.MethodGet, "/api/v1/certificates/*", false, readers},
 		{ShowRecords, http.MethodGet, "/api/v1/records", false, readers},
+		{ListPending, http.MethodGet, "/api/v1/pending", false, readers},
+		{ShowPending, http.MethodGet, "/api/v1/pending/*", false, readers},
+		{ApprovePending, http.MethodPost, "/api/v1/approvals/*", true, []Role{Administrator, RegistrationOfficer}},
+		{DenyPending, http.MethodPost, "/api/v1/denials/*", true, []Role{Administrator, RegistrationOfficer}},
 		{SubmitOrder, http.MethodPost, "/api/v1/acts", false, []Role{Administrator, RegistrationOfficer, SecurityOfficer}},
 	}
 }
