@@ -21,7 +21,7 @@ const maxChain = 8
 var oidRequestAgent = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 20, 2, 1}
 
 // A CA is what [Client.CACert] verified: the two RA certificates, which may be
-// one, the CA that signed both, and Chain from above the CA up to its root,
+// one, or the CA's own, the CA that signed both, and Chain from above the CA up to its root,
 // which is empty if the CA is its own root.
 type CA struct {
 	RASign, RADecrypt, CA *x509.Certificate
@@ -30,26 +30,31 @@ type CA struct {
 
 // Certificates are all of them, each once, the RA's first.
 func (ca *CA) Certificates() []*x509.Certificate {
-	out := []*x509.Certificate{ca.RASign}
-	if !ca.RADecrypt.Equal(ca.RASign) {
-		out = append(out, ca.RADecrypt)
+	var out []*x509.Certificate
+	for _, c := range append([]*x509.Certificate{ca.RASign, ca.RADecrypt, ca.CA}, ca.Chain...) {
+		if !slices.ContainsFunc(out, c.Equal) {
+			out = append(out, c)
+		}
 	}
-	return append(append(out, ca.CA), ca.Chain...)
+	return out
 }
 
 // CACert asks for the CA's certificates. The signer is the first that is no CA's
 // and may sign, the recipient the first that is no CA's and may encipher keys;
 // both have the extended key usages of an RA and no other, one CA signed both, all
 // are valid now, and the fingerprint is that of the CA or of the root above
-// it.
+// it. A CA without an RA (RFC 8894, section 2.2) is its own, if its certificate says
+// that it signs messages and deciphers keys.
 func (c *Client) CACert(ctx context.Context) (*CA, error) {
 	want, err := parseFingerprint(c.CAFingerprint)
 	if err != nil {
 		return nil, err
 	}
-	certs, err := c.caCertificates(ctx)
-	if err != nil {
-		return nil, err
+	certs := c.CACerts
+	if len(certs) == 0 {
+		if certs, err = c.caCertificates(ctx); err != nil {
+			return nil, err
+		}
 	}
 	ca, err := selectCA(certs, time.Now())
 	if err != nil {
@@ -80,24 +85,34 @@ func parseFingerprint(s string) (want [sha256.Size]byte, err error) {
 
 // caCertificates returns what GetCACert says, unverified.
 func (c *Client) caCertificates(ctx context.Context) ([]*x509.Certificate, error) {
-	body, kind, err := c.do(ctx, "GetCACert", nil, false)
+	body, kind, err := c.do(ctx, question{operation: "GetCACert", ident: c.CAIdentifier})
 	if err != nil {
 		return nil, err
 	}
-	raw := [][]byte{body}
 	switch kind {
 	case typeCA:
+		return parseCertificates([][]byte{body})
 	case typeRA:
-		der, err := cms.DER(body, cms.Limits{Bytes: maxAnswer})
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrCA, err)
-		}
-		if raw, err = cms.ParseCertsOnly(der); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrCA, err)
-		}
+		return certsOnly(body)
 	default:
 		return nil, fmt.Errorf("%w: GetCACert has the content type %q", ErrTransport, clean(kind))
 	}
+}
+
+// certsOnly reads a degenerate SignedData (RFC 8894, section 3.4).
+func certsOnly(ber []byte) ([]*x509.Certificate, error) {
+	der, err := cms.DER(ber, cms.Limits{Bytes: maxAnswer})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCA, err)
+	}
+	raw, err := cms.ParseCertsOnly(der)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCA, err)
+	}
+	return parseCertificates(raw)
+}
+
+func parseCertificates(raw [][]byte) ([]*x509.Certificate, error) {
 	certs := make([]*x509.Certificate, 0, len(raw))
 	for _, r := range raw {
 		cert, err := x509.ParseCertificate(r)
@@ -117,6 +132,9 @@ func selectCA(certs []*x509.Certificate, now time.Time) (*CA, error) {
 		}
 		return certs[i], nil
 	}
+	if ca := alone(certs); ca != nil {
+		return ca.upTo(certs, now)
+	}
 	usable := func(use x509.KeyUsage) func(*x509.Certificate) bool {
 		return func(c *x509.Certificate) bool { return !c.IsCA && c.KeyUsage&use != 0 && isRA(c) }
 	}
@@ -133,6 +151,29 @@ func selectCA(certs []*x509.Certificate, now time.Time) (*CA, error) {
 	}); err != nil {
 		return nil, err
 	}
+	return ca.upTo(certs, now)
+}
+
+// alone returns the CA that is its own RA, if no RA is among the certificates: the
+// first CA that says so and that signed no other of them.
+func alone(certs []*x509.Certificate) *CA {
+	const both = x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment
+	if slices.ContainsFunc(certs, func(c *x509.Certificate) bool { return !c.IsCA }) {
+		return nil
+	}
+	i := slices.IndexFunc(certs, func(c *x509.Certificate) bool {
+		return c.IsCA && c.KeyUsage&both == both && !slices.ContainsFunc(certs, func(o *x509.Certificate) bool {
+			return !o.Equal(c) && issued(c, o)
+		})
+	})
+	if i < 0 {
+		return nil
+	}
+	return &CA{RASign: certs[i], RADecrypt: certs[i], CA: certs[i]}
+}
+
+// upTo adds the chain above the CA, and has all of it verified.
+func (ca *CA) upTo(certs []*x509.Certificate, now time.Time) (*CA, error) {
 	for top := ca.CA; !selfSigned(top); {
 		i := slices.IndexFunc(certs, func(c *x509.Certificate) bool { return issued(c, top) })
 		if i < 0 {
@@ -143,7 +184,10 @@ func selectCA(certs []*x509.Certificate, now time.Time) (*CA, error) {
 			return nil, fmt.Errorf("%w: the chain has more than %d certificates", ErrCA, maxChain)
 		}
 	}
-	return &ca, ca.verify(now)
+	if err := ca.verify(now); err != nil {
+		return nil, err
+	}
+	return ca, nil
 }
 
 // isRA reports whether a certificate's extended key usages are those that an RA
@@ -159,18 +203,42 @@ func isRA(c *x509.Certificate) bool {
 // verify lets crypto/x509 judge what signatures alone do not say: dates, path
 // lengths, name constraints, critical extensions.
 func (ca *CA) verify(now time.Time) error {
+	for _, c := range []*x509.Certificate{ca.RASign, ca.RADecrypt} {
+		if err := ca.chains(c, now); err != nil {
+			return fmt.Errorf("%w: %q: %w", ErrCA, clean(c.Subject.String()), err)
+		}
+	}
+	return nil
+}
+
+// chains reports whether a certificate leads to the top of the CA's chain.
+func (ca *CA) chains(c *x509.Certificate, now time.Time) error {
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	above := append([]*x509.Certificate{ca.CA}, ca.Chain...)
 	roots.AddCert(above[len(above)-1])
 	for _, c := range above[:len(above)-1] {
 		between.AddCert(c)
 	}
-	for _, c := range []*x509.Certificate{ca.RASign, ca.RADecrypt} {
-		if _, err := c.Verify(x509.VerifyOptions{
-			Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-		}); err != nil {
-			return fmt.Errorf("%w: %q: %w", ErrCA, clean(c.Subject.String()), err)
-		}
+	_, err := c.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	})
+	return err
+}
+
+// clockSkew is how far ahead the CA's clock may be.
+const clockSkew = 5 * time.Minute
+
+// vouches says that the CA itself signed the certificate that it issued, and that
+// this is worth something now.
+func (ca *CA) vouches(c *x509.Certificate, now time.Time) error {
+	if !issued(ca.CA, c) {
+		return fmt.Errorf("%w: the CA did not sign it", ErrCertificate)
+	}
+	if c.NotBefore.After(now) && c.NotBefore.Before(now.Add(clockSkew)) {
+		now = c.NotBefore
+	}
+	if err := ca.chains(c, now); err != nil {
+		return fmt.Errorf("%w: %w", ErrCertificate, err)
 	}
 	return nil
 }

@@ -7,13 +7,16 @@
 // there is no enrollment, whatever TLS says. An answer counts only if the RA's
 // signing certificate signed it, if it repeats our transactionID and our nonce
 // and has a nonce of its own; only then are its status and its failInfo
-// believed. A certificate is returned only if it holds the key that was asked
-// for and the CA signed it. What the server says of its capabilities chooses
-// between GET and POST and nothing else, so that nobody on the way can weaken
-// an algorithm. Answers are bounded in size and time, redirects are not
-// followed, and texts of the server are cut and stripped of control characters.
-// A [Client] may be used by several goroutines if its HTTP client and its Rand
-// may.
+// believed. A nonce that the same client saw before is refused. A certificate is
+// returned only if it holds the key that was asked for, or has the serial number
+// that was asked for, and the CA signed it; a CRL only if the CA signed it and it
+// is current; a next CA only if the current RA or CA signed it, and all of it.
+// What the server says of its capabilities chooses between GET and POST and
+// nothing else, so that nobody on the way can weaken an algorithm: SHA-1 and
+// triple DES are read only where the caller asked with them. Answers are bounded
+// in size and time, redirects are not followed, and texts of the server are cut
+// and stripped of control characters. A [Client] may be used by several
+// goroutines if its HTTP client and its Rand may.
 //
 // # What it does not protect against
 //
@@ -33,6 +36,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -51,6 +55,7 @@ import (
 const (
 	timeout   = 30 * time.Second
 	maxAnswer = 256 << 10 // octets of an HTTP body
+	maxCRL    = 4 << 20   // octets of an HTTP body that may hold a CRL
 	maxText   = 200       // characters of a server's text
 	nonceSize = 16        // RFC 8894, section 3.2.1.5
 )
@@ -62,6 +67,8 @@ var (
 	ErrTransport   = errors.New("scep client: not the HTTP answer of a SCEP server")
 	ErrReply       = errors.New("scep client: the reply does not prove that it answers the request")
 	ErrCertificate = errors.New("scep client: the certificate is not the one that was asked for")
+	ErrCRL         = errors.New("scep client: the CRL is not a current one of the CA")
+	ErrNextCA      = errors.New("scep client: the next CA is not vouched for by the current one")
 	ErrRequest     = errors.New("scep client: no such request can be made")
 )
 
@@ -73,7 +80,23 @@ type Client struct {
 	Cipher        cms.Cipher   // of requests; default AES-128-CBC, which every server reads
 	Digest        crypto.Hash  // of requests; default SHA-256
 	Rand          io.Reader    // default crypto/rand
+
+	// Method sends messages by [http.MethodGet] or [http.MethodPost]; by default by
+	// POST if the server's capabilities have it.
+	Method string
+	// CAIdentifier is sent as the message of GetCACaps, GetCACert and
+	// GetNextCACert; "" sends none.
+	CAIdentifier string
+	// CACerts are the CA's and RA's certificates as they were kept from before, such
+	// as those of a [NextCA]; if there are any, GetCACert is not asked. They have to
+	// fit the fingerprint all the same.
+	CACerts []*x509.Certificate
+
+	seen Nonces
 }
+
+// Nonces are those that this client's servers have used.
+func (c *Client) Nonces() *Nonces { return &c.seen }
 
 // A StatusError is an HTTP answer other than 200.
 type StatusError struct {
@@ -122,27 +145,48 @@ func (c *Client) http() *http.Client {
 	return h
 }
 
+// A question is one HTTP request.
+type question struct {
+	operation string
+	message   []byte // of a PKIOperation
+	ident     string // of the others
+	post      bool
+	limit     int // octets of the answer; 0 means maxAnswer
+}
+
+// query puts the operation first, as RFC 8894, section 4.1 does, and what the URL
+// has of its own last.
+func (q question) query(own string) string {
+	raw := "operation=" + q.operation
+	switch {
+	case q.post:
+	case q.message != nil:
+		raw += "&message=" + url.QueryEscape(base64.StdEncoding.EncodeToString(q.message))
+	case q.ident != "":
+		raw += "&message=" + url.QueryEscape(q.ident)
+	}
+	if own != "" {
+		raw += "&" + own
+	}
+	return raw
+}
+
 // do returns the body and the media type of an answer.
-func (c *Client) do(ctx context.Context, operation string, message []byte, post bool) (body []byte, kind string, err error) {
+func (c *Client) do(ctx context.Context, q question) (body []byte, kind string, err error) {
 	u, err := url.Parse(c.URL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return nil, "", fmt.Errorf("%w: %q is no http or https URL", ErrRequest, c.URL)
 	}
-	q := u.Query()
-	q.Set("operation", operation)
-	method := http.MethodGet
-	if post {
-		method = http.MethodPost
-	} else if message != nil {
-		q.Set("message", base64.StdEncoding.EncodeToString(message))
-		message = nil
+	u.RawQuery = q.query(u.RawQuery)
+	method, send := http.MethodGet, io.Reader(http.NoBody)
+	if q.post {
+		method, send = http.MethodPost, bytes.NewReader(q.message)
 	}
-	u.RawQuery = q.Encode()
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(message))
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), send)
 	if err != nil {
 		return nil, "", fmt.Errorf("%w: %w", ErrRequest, err)
 	}
-	if post {
+	if q.post {
 		req.Header.Set("Content-Type", typeMessage)
 	}
 	resp, err := c.http().Do(req)
@@ -151,18 +195,22 @@ func (c *Client) do(ctx context.Context, operation string, message []byte, post 
 		if errors.As(err, &e) { // it repeats the URL, which has all of the message
 			err = e.Err
 		}
-		return nil, "", fmt.Errorf("scep client: %s: %w", operation, err)
+		return nil, "", fmt.Errorf("scep client: %s: %w", q.operation, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	limit := q.limit
+	if limit == 0 {
+		limit = maxAnswer
+	}
+	body, err = io.ReadAll(io.LimitReader(resp.Body, int64(limit)+1))
 	if err != nil {
-		return nil, "", fmt.Errorf("scep client: %s: %w", operation, err)
+		return nil, "", fmt.Errorf("scep client: %s: %w", q.operation, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, "", &StatusError{resp.StatusCode, clean(string(body))}
 	}
-	if len(body) > maxAnswer {
-		return nil, "", fmt.Errorf("%w: %s has more than %d bytes", ErrTransport, operation, maxAnswer)
+	if len(body) > limit {
+		return nil, "", fmt.Errorf("%w: %s has more than %d bytes", ErrTransport, q.operation, limit)
 	}
 	kind, _, err = mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if err != nil {
@@ -171,16 +219,17 @@ func (c *Client) do(ctx context.Context, operation string, message []byte, post 
 	return body, kind, nil
 }
 
-// Media types of RFC 8894, sections 4.2.1 and 4.3.
+// Media types of RFC 8894, sections 4.2.1, 4.3 and 4.7.1.
 const (
 	typeMessage = "application/x-pki-message"
 	typeCA      = "application/x-x509-ca-cert"
 	typeRA      = "application/x-x509-ca-ra-cert"
+	typeNext    = "application/x-x509-next-ca-cert"
 )
 
 // Caps asks for the server's capabilities. Nobody vouches for them.
 func (c *Client) Caps(ctx context.Context) ([]string, error) {
-	body, _, err := c.do(ctx, "GetCACaps", nil, false) // of any type: RFC 8894, section 3.5.2
+	body, _, err := c.do(ctx, question{operation: "GetCACaps", ident: c.CAIdentifier}) // of any type: RFC 8894, section 3.5.2
 	if err != nil {
 		return nil, err
 	}
@@ -198,16 +247,17 @@ type Reply struct {
 	DER []byte // as received, maybe BER
 }
 
-// Send sends a pkiMessage, by POST if the server can.
+// Send sends a pkiMessage, by POST if the server can, unless Method says how.
 func (c *Client) Send(ctx context.Context, der []byte) (*Reply, error) {
-	caps, err := c.Caps(ctx)
+	return c.send(ctx, der, maxAnswer)
+}
+
+func (c *Client) send(ctx context.Context, der []byte, limit int) (*Reply, error) {
+	post, err := c.post(ctx)
 	if err != nil {
 		return nil, err
 	}
-	post := slices.ContainsFunc(caps, func(s string) bool {
-		return strings.EqualFold(s, "POSTPKIOperation") || strings.EqualFold(s, "SCEPStandard")
-	})
-	body, kind, err := c.do(ctx, "PKIOperation", der, post)
+	body, kind, err := c.do(ctx, question{operation: "PKIOperation", message: der, post: post, limit: limit})
 	if err != nil {
 		return nil, err
 	}
@@ -215,6 +265,23 @@ func (c *Client) Send(ctx context.Context, der []byte) (*Reply, error) {
 		return nil, fmt.Errorf("%w: PKIOperation has the content type %q", ErrTransport, clean(kind))
 	}
 	return &Reply{DER: body}, nil
+}
+
+// post reports whether messages go by POST.
+func (c *Client) post(ctx context.Context) (bool, error) {
+	switch c.Method {
+	case http.MethodGet:
+		return false, nil
+	case http.MethodPost:
+		return true, nil
+	case "":
+	default:
+		return false, fmt.Errorf("%w: messages go by GET or POST, not by %q", ErrRequest, c.Method)
+	}
+	caps, err := c.Caps(ctx)
+	return slices.ContainsFunc(caps, func(s string) bool {
+		return strings.EqualFold(s, "POSTPKIOperation") || strings.EqualFold(s, "SCEPStandard")
+	}), err
 }
 
 // clean makes a stranger's text fit for a terminal and a log.

@@ -68,7 +68,14 @@ type server struct {
 	method              string
 	request             *cms.Signed
 	csr                 *pkcs10.Request
+	kind                string   // messageType of the request
+	content             []byte   // of its envelope, if that is no CSR
+	asked               []string // the raw queries
+	bare                bool     // GetCACert has the CA's certificate alone
+	sent                byte     // replies
 
+	next       []byte                                // answers GetNextCACert, if there is any
+	answer     func() []byte                         // what the envelope of a success holds; nil: the certificate
 	attributes func([]cms.Attribute) []cms.Attribute // of the reply
 	sign       func(*cms.SignOptions)
 	after      func([]byte) []byte
@@ -129,7 +136,15 @@ func newServer(t *testing.T) *server {
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.asked = append(s.asked, r.URL.RawQuery)
 	switch r.URL.Query().Get("operation") {
+	case "GetNextCACert":
+		if s.next == nil {
+			http.Error(w, "no next CA", http.StatusNotFound)
+			return
+		}
+		w.Header().Set("Content-Type", "application/x-x509-next-ca-cert")
+		_, _ = w.Write(s.next)
 	case "GetCACaps":
 		_, _ = io.WriteString(w, s.caps)
 	case "GetCACert":
@@ -137,7 +152,11 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			s.t.Error(err)
 		}
-		w.Header().Set("Content-Type", s.caType)
+		kind := s.caType
+		if s.bare {
+			body, kind = s.ca.Raw, "application/x-x509-ca-cert"
+		}
+		w.Header().Set("Content-Type", kind)
 		_, _ = w.Write(body)
 	case "PKIOperation":
 		s.method = r.Method
@@ -186,19 +205,18 @@ func (s *server) reply(message []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.csr, err = pkcs10.Parse(content); err != nil {
-		return nil, err
-	}
-	if err := s.csr.CheckSignature(); err != nil {
-		return nil, err
-	}
 	value := func(last int) []byte {
 		i := slices.IndexFunc(signed.Attributes, func(a cms.Attribute) bool { return a.Type.Equal(oid(last)) })
 		return signed.Attributes[i].Value
 	}
+	s.kind = string(value(2)[2:])
+	if err := s.read(content); err != nil {
+		return nil, err
+	}
+	s.sent++
 	attributes := []cms.Attribute{
 		{Type: oid(7), Value: value(7)}, {Type: oid(2), Value: str("3")}, {Type: oid(3), Value: str(s.pkiStatus)},
-		{Type: oid(5), Value: append([]byte{4, 16}, bytes.Repeat([]byte{7}, 16)...)}, {Type: oid(6), Value: value(5)},
+		{Type: oid(5), Value: append([]byte{4, 16}, bytes.Repeat([]byte{s.sent}, 16)...)}, {Type: oid(6), Value: value(5)},
 	}
 	if s.attributes != nil {
 		attributes = s.attributes(attributes)
@@ -209,9 +227,9 @@ func (s *server) reply(message []byte) ([]byte, error) {
 	}
 	o := cms.SignOptions{Certificate: ra, Key: keys()[raKey], Digest: crypto.SHA256, Attributes: attributes}
 	if s.pkiStatus == "0" {
-		certs, err := cms.CertsOnly([][]byte{s.ca.Raw, s.issue(s.csr.PublicKey)})
-		if err != nil {
-			return nil, err
+		certs := s.certificate()
+		if s.answer != nil {
+			certs = s.answer()
 		}
 		if o.Content, err = cms.Envelop(rand.Reader, certs, signed.Signer, s.cipher); err != nil {
 			return nil, err
@@ -223,12 +241,35 @@ func (s *server) reply(message []byte) ([]byte, error) {
 	return cms.Sign(o)
 }
 
+// read keeps what the envelope holds.
+func (s *server) read(content []byte) (err error) {
+	if s.kind != "19" && s.kind != "17" {
+		s.content = content
+		return nil
+	}
+	if s.csr, err = pkcs10.Parse(content); err != nil {
+		return err
+	}
+	return s.csr.CheckSignature()
+}
+
+func (s *server) certificate() []byte {
+	if s.csr == nil {
+		return nil
+	}
+	certs, err := cms.CertsOnly([][]byte{s.ca.Raw, s.issue(s.csr.PublicKey)})
+	if err != nil {
+		s.t.Error(err)
+	}
+	return certs
+}
+
 func fingerprint(c *x509.Certificate) string { return fmt.Sprintf("%x", sha256.Sum256(c.Raw)) }
 
 func (s *server) start() *client.Client {
-	h := httptest.NewServer(s)
+	h := httptest.NewTLSServer(s)
 	s.t.Cleanup(h.Close)
-	return &client.Client{URL: h.URL + "/scep/wifi", CAFingerprint: fingerprint(s.root)}
+	return &client.Client{URL: h.URL + "/scep/wifi", HTTP: h.Client(), CAFingerprint: fingerprint(s.root)}
 }
 
 func enrollment() client.Enrollment {
@@ -349,6 +390,31 @@ func TestRefusedReplies(t *testing.T) {
 				o.Content, _ = cms.Envelop(rand.Reader, []byte("x"), to, cms.AES128CBC)
 			}
 		}, client.ErrReply, "not enciphered to"},
+		"several recipients": {func(s *server) { s.sign = twoRecipients }, client.ErrReply, "2 recipients"},
+		"a failInfo without failure": {func(s *server) {
+			s.attributes = func(all []cms.Attribute) []cms.Attribute {
+				return append(all, cms.Attribute{Type: oid(4), Value: str("2")})
+			}
+		}, client.ErrReply, "failInfo without"},
+		"an envelope while pending": {func(s *server) {
+			s.pkiStatus = "3"
+			s.sign = func(o *cms.SignOptions) { o.Content = []byte("x") }
+		}, client.ErrReply, "envelope without success"},
+		"a CA certificate": {func(s *server) {
+			s.issue = func(key any) []byte { return issue(t, "device", key, s.ca, k[caKey], isCA).Raw }
+		}, client.ErrCertificate, "a CA's"},
+		"a certificate that is over": {func(s *server) {
+			s.issue = func(key any) []byte {
+				return issue(t, "device", key, s.ca, k[caKey], func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }).Raw
+			}
+		}, client.ErrCertificate, "expired"},
+		"a certificate with a critical extension of its own": {func(s *server) {
+			s.issue = func(key any) []byte {
+				return issue(t, "device", key, s.ca, k[caKey], func(c *x509.Certificate) {
+					c.ExtraExtensions = []pkix.Extension{{Id: oid(99), Critical: true, Value: []byte{5, 0}}}
+				}).Raw
+			}
+		}, client.ErrCertificate, "critical"},
 		"no envelope": {func(s *server) { s.sign = func(o *cms.SignOptions) { o.Content = nil } }, client.ErrReply, "envelope"},
 		"a certificate for another key": {func(s *server) {
 			s.issue = func(any) []byte { return issue(t, "device", &k[otherKey].PublicKey, s.ca, k[caKey], nil).Raw }
@@ -373,6 +439,25 @@ func TestRefusedReplies(t *testing.T) {
 func flipLast(b []byte) []byte { // the signature comes last
 	b[len(b)-1] ^= 1
 	return b
+}
+
+// twoRecipients writes the envelope's one recipient twice.
+func twoRecipients(o *cms.SignOptions) {
+	var outer, explicit, body asn1.RawValue
+	_, _ = asn1.Unmarshal(o.Content, &outer)
+	var kind asn1.ObjectIdentifier
+	rest, _ := asn1.Unmarshal(outer.Bytes, &kind)
+	_, _ = asn1.Unmarshal(rest, &explicit)
+	_, _ = asn1.Unmarshal(explicit.Bytes, &body)
+	var version, recipients asn1.RawValue
+	rest, _ = asn1.Unmarshal(body.Bytes, &version)
+	rest, _ = asn1.Unmarshal(rest, &recipients)
+	wrap := func(tag byte, parts ...[]byte) []byte {
+		content := bytes.Join(parts, nil)
+		return append([]byte{tag, 0x82, byte(len(content) >> 8), byte(len(content))}, content...)
+	}
+	id, _ := asn1.Marshal(kind)
+	o.Content = wrap(0x30, id, wrap(0xa0, wrap(0x30, version.FullBytes, wrap(0x31, recipients.Bytes, recipients.Bytes), rest)))
 }
 
 func ourNonce(all []cms.Attribute) []cms.Attribute {

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/big"
 	"time"
@@ -46,9 +47,17 @@ func (c *Client) Enroll(ctx context.Context, e Enrollment) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	ca, err := c.CACert(ctx)
+	if err != nil {
+		return nil, err
+	}
 	id := sha256.Sum256(spki)
-	return c.request(ctx, request{scep.PKCSReq, hex.EncodeToString(id[:]), signer, e.Key, csr, spki})
+	return c.certificate(ctx, ca, request{scep.PKCSReq, hex.EncodeToString(id[:]), signer, e.Key, csr, spki, subject})
 }
+
+// selfSignedLife is as long as somebody may take to decide: polls are signed with
+// the same certificate.
+const selfSignedLife = 90 * 24 * time.Hour
 
 // selfSigned makes the certificate by which a PKCSReq is signed (RFC 8894,
 // section 2.3).
@@ -61,7 +70,7 @@ func (c *Client) selfSigned(key *rsa.PrivateKey, subject []byte) ([]byte, error)
 	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber: new(big.Int).SetBytes(random), RawSubject: subject, SignatureAlgorithm: x509.SHA256WithRSA,
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(selfSignedLife),
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 	}
 	der, err := x509.CreateCertificate(c.random(), template, template, &key.PublicKey, key)
@@ -102,44 +111,69 @@ func (c *Client) Renew(ctx context.Context, r Renewal) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := Nonce(c.random())
+	id, err := c.transaction()
 	if err != nil {
 		return nil, err
 	}
-	return c.request(ctx, request{scep.RenewalReq, hex.EncodeToString(id), r.OldCert.Raw, r.OldKey, csr, spki})
-}
-
-type request struct {
-	kind      int
-	id        string
-	signer    []byte
-	key       *rsa.PrivateKey
-	csr, spki []byte
-}
-
-// request verifies the CA before anything is enciphered to it.
-func (c *Client) request(ctx context.Context, r request) (*Result, error) {
+	subject, err := o.rawSubject()
+	if err != nil {
+		return nil, err
+	}
 	ca, err := c.CACert(ctx)
 	if err != nil {
 		return nil, err
 	}
-	nonce, err := Nonce(c.random())
-	if err != nil {
-		return nil, err
+	return c.certificate(ctx, ca, request{scep.RenewalReq, id, r.OldCert.Raw, r.OldKey, csr, spki, subject})
+}
+
+// A request is a message of a device. spki and subject are those of the
+// certificate that it asks for, if it asks for one.
+type request struct {
+	kind          int
+	id            string
+	signer        []byte
+	key           *rsa.PrivateKey
+	content       []byte
+	spki, subject []byte
+}
+
+// ask sends a request to a CA that was verified, and returns the reply and what it
+// has to match.
+func (c *Client) ask(ctx context.Context, ca *CA, r request) (*Reply, Expectations, error) {
+	e := Expectations{
+		CA: ca, TransactionID: r.id, Signer: r.signer, SignerKey: r.key, PublicKey: r.spki, Seen: &c.seen,
+		LegacySHA1: c.digest() == crypto.SHA1, LegacyDES3: c.cipher() == cms.DES3CBC,
+	}
+	var err error
+	if e.SenderNonce, err = Nonce(c.random()); err != nil {
+		return nil, e, err
 	}
 	der, err := BuildRequest(Message{
-		Type: r.kind, TransactionID: r.id, SenderNonce: nonce, Signer: r.signer, SignerKey: r.key,
-		Recipient: ca.RADecrypt.Raw, CSR: r.csr, Cipher: c.cipher(), Digest: c.digest(), Rand: c.random(),
+		Type: r.kind, TransactionID: r.id, SenderNonce: e.SenderNonce, Signer: r.signer, SignerKey: r.key,
+		Recipient: ca.RADecrypt.Raw, CSR: r.content, Cipher: c.cipher(), Digest: c.digest(), Rand: c.random(),
 	})
 	if err != nil {
-		return nil, err
+		return nil, e, err
 	}
-	reply, err := c.Send(ctx, der)
-	if err != nil {
-		return nil, err
+	limit := maxAnswer
+	if r.kind == scep.GetCRL {
+		limit = maxCRL
 	}
-	return Open(reply, Expectations{
-		CA: ca, TransactionID: r.id, SenderNonce: nonce, Signer: r.signer, SignerKey: r.key, PublicKey: r.spki,
-		LegacySHA1: c.digest() == crypto.SHA1, LegacyDES3: c.cipher() == cms.DES3CBC,
-	})
+	reply, err := c.send(ctx, der, limit)
+	return reply, e, err
 }
+
+// certificate asks for a certificate. What is pending can be asked for again.
+func (c *Client) certificate(ctx context.Context, ca *CA, r request) (*Result, error) {
+	reply, e, err := c.ask(ctx, ca, r)
+	if err != nil {
+		return nil, err
+	}
+	result, err := Open(reply, e)
+	if p, ok := isPending(err); ok {
+		p.Pending = &Pending{r.id, r.signer, r.key, r.spki, r.subject}
+	}
+	return result, err
+}
+
+func isPending(err error) (*PendingError, bool) { return errors.AsType[*PendingError](err) }

@@ -12,6 +12,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -36,8 +37,12 @@ func (e *FailError) Error() string {
 	return s
 }
 
-// A PendingError says, signed by the RA, that the CA has not decided.
-type PendingError struct{ TransactionID string }
+// A PendingError says, signed by the RA, that the CA has not decided. Pending is
+// what [Client.Poll] goes on with; [Open] leaves it nil.
+type PendingError struct {
+	TransactionID string
+	Pending       *Pending
+}
 
 // Error implements error.
 func (e *PendingError) Error() string {
@@ -54,6 +59,7 @@ type Expectations struct {
 	PublicKey     []byte          // SubjectPublicKeyInfo of the CSR
 	LegacySHA1    bool            // whether the reply may be signed with SHA-1
 	LegacyDES3    bool            // whether the reply may be enciphered with triple DES
+	Seen          *Nonces         // if not nil, the reply's senderNonce must be new to it
 }
 
 // A Result is an enrollment that succeeded.
@@ -77,7 +83,7 @@ type Rep struct {
 
 // Inspect parses a reply. What it returns proves nothing.
 func Inspect(r *Reply) (*Rep, error) {
-	der, err := cms.DER(r.DER, cms.Limits{Bytes: maxAnswer})
+	der, err := cms.DER(r.DER, cms.Limits{Bytes: maxCRL}) // what is taken from the network is bounded by what was asked
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrReply, err)
 	}
@@ -136,6 +142,17 @@ func number(s *cms.Signed, oid asn1.ObjectIdentifier) (int, error) {
 // [PendingError] are what the RA signed for this very request; any other error
 // says nothing about what the CA decided.
 func Open(r *Reply, e Expectations) (*Result, error) {
+	content, err := OpenContent(r, e)
+	if err != nil {
+		return nil, err
+	}
+	return result(content, e)
+}
+
+// OpenContent is [Open] for a reply that may hold something else than the
+// certificate of a request: it returns the content of the envelope, which is to be
+// verified by itself.
+func OpenContent(r *Reply, e Expectations) ([]byte, error) {
 	rep, err := Inspect(r)
 	if err != nil {
 		return nil, err
@@ -143,19 +160,26 @@ func Open(r *Reply, e Expectations) (*Result, error) {
 	if err := rep.verify(e); err != nil {
 		return nil, err
 	}
-	switch rep.Status {
-	case scep.StatusSuccess:
-		return rep.success(e)
-	case scep.StatusPending:
-		return nil, &PendingError{e.TransactionID}
-	case scep.StatusFailure:
-		if rep.FailInfo < 0 {
-			return nil, fmt.Errorf("%w: a failure without failInfo", ErrReply)
-		}
-		return nil, &FailError{rep.FailInfo, failInfoName(rep.FailInfo), rep.FailInfoText}
-	default:
-		return nil, fmt.Errorf("%w: pkiStatus %d", ErrReply, rep.Status)
+	switch s := rep.Status; {
+	case s != scep.StatusSuccess && s != scep.StatusPending && s != scep.StatusFailure:
+		return nil, fmt.Errorf("%w: pkiStatus %d", ErrReply, s)
+	case s != scep.StatusFailure && rep.FailInfo >= 0:
+		return nil, fmt.Errorf("%w: a failInfo without a failure", ErrReply)
+	case s == scep.StatusSuccess:
+		return rep.decrypt(e)
+	case rep.Signed.Content != nil: // RFC 8894, sections 3.3.2.2 and 3.3.2.3
+		return nil, fmt.Errorf("%w: an envelope without success", ErrReply)
+	case s == scep.StatusPending:
+		return nil, &PendingError{TransactionID: e.TransactionID}
+	case rep.FailInfo < 0:
+		return nil, fmt.Errorf("%w: a failure without failInfo", ErrReply)
 	}
+	return nil, &FailError{rep.FailInfo, failInfoName(rep.FailInfo), rep.FailInfoText}
+}
+
+// strong reports whether a digest is one that RFC 8894 does not call legacy.
+func strong(h crypto.Hash) bool {
+	return h == crypto.SHA256 || h == crypto.SHA384 || h == crypto.SHA512
 }
 
 func failInfoName(n int) string {
@@ -174,9 +198,7 @@ func (r *Rep) verify(e Expectations) error {
 	if !bytes.Equal(r.Signed.Signer.Raw, e.CA.RASign.Raw) {
 		return fmt.Errorf("%w: the signer is not the RA", ErrReply)
 	}
-	switch d := r.Signed.Digest; {
-	case d == crypto.SHA256, d == crypto.SHA384, d == crypto.SHA512, d == crypto.SHA1 && e.LegacySHA1:
-	default:
+	if d := r.Signed.Digest; !strong(d) && (d != crypto.SHA1 || !e.LegacySHA1) {
 		return fmt.Errorf("%w: it is signed with %v", ErrReply, d)
 	}
 	if err := r.Signed.Verify(); err != nil {
@@ -193,15 +215,35 @@ func (r *Rep) verify(e Expectations) error {
 		return fmt.Errorf("%w: no senderNonce", ErrReply)
 	case bytes.Equal(r.SenderNonce, e.SenderNonce):
 		return fmt.Errorf("%w: the senderNonce is our own", ErrReply)
+	case e.Seen != nil && !e.Seen.Add(r.SenderNonce):
+		return fmt.Errorf("%w: the senderNonce was used before", ErrReply)
 	}
 	return nil
 }
 
-func (r *Rep) success(e Expectations) (*Result, error) {
-	content, err := r.decrypt(e)
+// result finds the certificate that was asked for.
+func result(content []byte, e Expectations) (*Result, error) {
+	certs, err := issuedCertificates(content)
 	if err != nil {
 		return nil, err
 	}
+	i := slices.IndexFunc(certs, func(c *x509.Certificate) bool { return bytes.Equal(c.RawSubjectPublicKeyInfo, e.PublicKey) })
+	if i < 0 {
+		return nil, fmt.Errorf("%w: none of %d holds the key of the request", ErrCertificate, len(certs))
+	}
+	cert := certs[i]
+	if cert.IsCA {
+		return nil, fmt.Errorf("%w: it is a CA's", ErrCertificate)
+	}
+	if err := e.CA.vouches(cert, time.Now()); err != nil {
+		return nil, err
+	}
+	chain := append([]*x509.Certificate{e.CA.CA}, e.CA.Chain...)
+	return &Result{Certificate: cert, Chain: chain, TransactionID: e.TransactionID}, nil
+}
+
+// issuedCertificates reads the certificates of a reply.
+func issuedCertificates(content []byte) ([]*x509.Certificate, error) {
 	der, err := cms.DER(content, cms.Limits{Bytes: maxAnswer})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrReply, err)
@@ -210,29 +252,46 @@ func (r *Rep) success(e Expectations) (*Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrReply, err)
 	}
-	for _, one := range raw {
-		cert, err := x509.ParseCertificate(one)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrCertificate, err)
-		}
-		if !bytes.Equal(cert.RawSubjectPublicKeyInfo, e.PublicKey) {
-			continue
-		}
-		if !issued(e.CA.CA, cert) {
-			return nil, fmt.Errorf("%w: the CA did not sign it", ErrCertificate)
-		}
-		chain := append([]*x509.Certificate{e.CA.CA}, e.CA.Chain...)
-		return &Result{Certificate: cert, Chain: chain, TransactionID: e.TransactionID}, nil
+	certs, err := parseCertificates(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCertificate, err)
 	}
-	return nil, fmt.Errorf("%w: none of %d holds the key of the request", ErrCertificate, len(raw))
+	return certs, nil
+}
+
+// recipients counts them, of any kind (RFC 5652, section 6.1); 0 if it is no
+// EnvelopedData.
+func recipients(der []byte) int {
+	in := cryptobyte.String(der)
+	var info, explicit, body, all cryptobyte.String
+	var kind asn1.ObjectIdentifier
+	var version int
+	const tag0 = cbasn1.Tag(0xa0)
+	if !in.ReadASN1(&info, cbasn1.SEQUENCE) || !info.ReadASN1ObjectIdentifier(&kind) || !info.ReadASN1(&explicit, tag0) ||
+		!explicit.ReadASN1(&body, cbasn1.SEQUENCE) || !body.ReadASN1Integer(&version) || !body.SkipOptionalASN1(tag0) ||
+		!body.ReadASN1(&all, cbasn1.SET) {
+		return 0
+	}
+	n := 0
+	for ; !all.Empty(); n++ {
+		var one cryptobyte.String
+		var tag cbasn1.Tag
+		if !all.ReadAnyASN1(&one, &tag) {
+			return 0
+		}
+	}
+	return n
 }
 
 // decrypt opens the envelope. That it tells its failures apart is no oracle: only
 // what the RA signed for this request gets here.
 func (r *Rep) decrypt(e Expectations) ([]byte, error) {
-	der, err := cms.DER(r.Signed.Content, cms.Limits{Bytes: maxAnswer})
+	der, err := cms.DER(r.Signed.Content, cms.Limits{Bytes: maxCRL})
 	if err != nil {
 		return nil, fmt.Errorf("%w: envelope: %w", ErrReply, err)
+	}
+	if n := recipients(der); n != 1 { // each of them can read it
+		return nil, fmt.Errorf("%w: it is enciphered to %d recipients", ErrReply, n)
 	}
 	envelope, err := cms.ParseEnvelope(der)
 	if err != nil {
