@@ -18,7 +18,7 @@ NEED_DEMO := ca-certificates openssl softhsm2 strongswan-pki libstrongswan-stand
 # A token's mechanism state is per process; so are SoftHSM's files. Nothing here
 # reads or writes a token outside the folder of the demo or of one test.
 
-.PHONY: build demo run test lint vet vuln fuzz unit soak bench clean need-demo need-test tools
+.PHONY: build demo run test lint vet vuln fuzz unit conformance soak bench clean need-demo need-test tools
 
 build:
 	mkdir -p $(BIN)
@@ -29,7 +29,7 @@ need-demo:
 	tools/need $(NEED_DEMO)
 
 need-test:
-	tools/need $(NEED_DEMO) systemd p11-kit p11-kit-modules opencryptoki
+	tools/need $(NEED_DEMO) systemd p11-kit p11-kit-modules opencryptoki certmonger dbus-daemon
 
 demo: need-demo build
 	$(BIN)/postern-demo
@@ -65,8 +65,17 @@ endif
 fuzz:
 	tools/fuzz $(FUZZTIME)
 
+# A test that shows a row of the conformance table has to run: what go test says is
+# read, and printed as go test would.
 unit:
-	POSTERN_BIN=$(CURDIR)/$(BIN) $(GO) test -race -timeout 30m ./...
+	$(GO) build $(GOFLAGS_B) -o $(BIN)/postern-conformance ./test/conformance
+	POSTERN_BIN=$(CURDIR)/$(BIN) $(GO) test -json -race -timeout 30m ./... | $(BIN)/postern-conformance -watch
+
+# The handbook's page of the conformance table.
+conformance:
+	mkdir -p $(BIN)
+	$(GO) run ./test/conformance -format handbook > $(BIN)/conformance.md
+	mv $(BIN)/conformance.md appliance/handbook/conformance.md
 
 test: need-test build lint vuln fuzz unit
 

@@ -143,6 +143,7 @@ func encrypt(pub *rsa.PublicKey, em []byte) []byte {
 	return c.FillBytes(make([]byte, pub.Size()))
 }
 
+// Covers: S-087
 func TestDecryptIsNoOracle(t *testing.T) {
 	tok := softhsm.New(t)
 	generate(t, config(tok), hsm.KeyPlan{Purpose: hsm.RADecrypt, Label: "dec", Algorithm: hsm.RSA2048})

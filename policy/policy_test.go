@@ -96,6 +96,7 @@ func broken(d policy.Decision) []string {
 	return slices.Compact(out)
 }
 
+// Covers: S-096
 func TestDecideTellsEveryBrokenRule(t *testing.T) {
 	s := testSet(t)
 	for name, tt := range map[string]struct {

@@ -10,6 +10,8 @@ import (
 )
 
 // Nothing is offered that the profile would refuse: RFC 8894, section 3.5.2.
+//
+// Covers: S-029
 func TestCapabilitiesAreThoseThatAreServed(t *testing.T) {
 	for want, c := range map[string]policy.Clients{
 		"AES POSTPKIOperation Renewal SHA-256 SHA-384 SHA-512 SCEPStandard":    {Digests: []string{"SHA-256", "SHA-384", "SHA-512"}, Ciphers: []string{"AES-128-CBC", "AES-256-CBC"}},

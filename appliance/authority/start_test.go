@@ -42,6 +42,8 @@ func (w *world) start(b authority.Begin) {
 
 // A crash after any number of the lines of an issuance leaves a serial that is
 // issued, or one that is to be revoked and a challenge that can be used again.
+//
+// Covers: S-149
 func TestACrashAtEveryLineOfAnIssuance(t *testing.T) {
 	for name, fail := range map[string]error{"signed": nil, "no answer from the token": errors.New("token: no answer")} {
 		for lost := range 4 {

@@ -96,6 +96,7 @@ func certificate(tb testing.TB, path string) *x509.Certificate {
 	return c
 }
 
+// Covers: S-034, S-037
 func TestARehearsalMakesWhatAServiceNeeds(t *testing.T) {
 	conf := os.Getenv("SOFTHSM2_CONF")
 	r := rehearse(t, demo(t))

@@ -253,6 +253,7 @@ func TestASecretCanNotBePrinted(t *testing.T) {
 	}
 }
 
+// Covers: S-106
 func TestSecretForms(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "bytes")

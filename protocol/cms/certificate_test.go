@@ -26,6 +26,7 @@ func rsaSPKI(modulus, exponent *big.Int) []byte {
 	return (&tlv{tag: 0x30, kids: []*tlv{alg, {tag: 3, value: append([]byte{0}, key...)}}}).der()
 }
 
+// Covers: S-182
 func TestRSAKeyBounds(t *testing.T) {
 	modulus := func(bits uint) *big.Int {
 		return new(big.Int).Add(new(big.Int).Lsh(big.NewInt(1), bits-1), big.NewInt(1))
@@ -62,6 +63,8 @@ func TestRSAKeyBounds(t *testing.T) {
 }
 
 // TestCertificateStructure changes one thing in a good certificate at a time.
+//
+// Covers: S-101, S-182
 func TestCertificateStructure(t *testing.T) {
 	h := ecHolder(t, elliptic.P256())
 	oid := func(der ...byte) *tlv { return &tlv{tag: 6, value: der} }

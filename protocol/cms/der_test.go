@@ -11,6 +11,7 @@ import (
 	"github.com/postern-pki/postern/protocol/cms"
 )
 
+// Covers: S-182
 func TestDERLimits(t *testing.T) {
 	in := []byte{0x30, 0x04, 0x30, 0x02, 0x05, 0x00}
 	for name, tt := range map[string]struct {
@@ -63,6 +64,8 @@ func TestDERMemory(t *testing.T) {
 
 // TestBERIsReadLikeDER: the same message in indefinite lengths and segments
 // verifies, and gives the same content.
+//
+// Covers: S-054
 func TestBERIsReadLikeDER(t *testing.T) {
 	m := signed(t, rsaHolder(t))
 	der, err := cms.DER(m.indefinite(), cms.DefaultLimits())

@@ -51,6 +51,8 @@ func TestEnvelopeRoundTrip(t *testing.T) {
 }
 
 // TestOpenHasOneError: keys, paddings and lengths of all kinds.
+//
+// Covers: S-087
 func TestOpenHasOneError(t *testing.T) {
 	h := rsaHolder(t)
 	for _, c := range allCiphers {
@@ -123,6 +125,7 @@ func TestEveryPaddingOctet(t *testing.T) {
 	}
 }
 
+// Covers: S-080
 func TestEnvelopeStructure(t *testing.T) {
 	h := rsaHolder(t)
 	info, recipients := []int{1, 0, 2}, []int{1, 0, 1}

@@ -59,6 +59,8 @@ func TestOpenSSLVerifiesWhatWeSign(t *testing.T) {
 
 // TestOpenSSLVerifiesWithoutContent: a CertRep that is no success has no
 // eContent, and its digest is that of nothing.
+//
+// Covers: S-125, S-130
 func TestOpenSSLVerifiesWithoutContent(t *testing.T) {
 	h, dir := rsaHolder(t), t.TempDir()
 	h.write(t, dir, "h")
@@ -106,6 +108,7 @@ func TestOpenSSLOpensWhatWeEnvelop(t *testing.T) {
 	}
 }
 
+// Covers: S-086
 func TestWeOpenWhatOpenSSLEnvelops(t *testing.T) {
 	h, dir := rsaHolder(t), t.TempDir()
 	h.write(t, dir, "h")

@@ -15,6 +15,7 @@ import (
 	"github.com/postern-pki/postern/protocol/cms"
 )
 
+// Covers: S-125
 func TestSignedRoundTrip(t *testing.T) {
 	for name, h := range map[string]holder{
 		"RSA": rsaHolder(t), "P-256": ecHolder(t, elliptic.P256()), "P-384": ecHolder(t, elliptic.P384()),
@@ -84,6 +85,8 @@ func TestSignRefuses(t *testing.T) {
 }
 
 // TestTampering flips each bit of what the signature covers, and of itself.
+//
+// Covers: S-052
 func TestTampering(t *testing.T) {
 	for name, h := range map[string]holder{"RSA": rsaHolder(t), "ECDSA": ecHolder(t, elliptic.P256())} {
 		der := signed(t, h).der()
@@ -107,6 +110,8 @@ func TestTampering(t *testing.T) {
 }
 
 // TestSignedStructure changes one thing in a good message at a time.
+//
+// Covers: S-050, S-052, S-053, S-056, S-182
 func TestSignedStructure(t *testing.T) {
 	h, other := rsaHolder(t), ecHolder(t, elliptic.P256())
 	oid := func(der ...byte) *tlv { return &tlv{tag: 6, value: der} }
@@ -188,6 +193,7 @@ func twin(t *testing.T, h holder) *tlv {
 	return c
 }
 
+// Covers: S-052, S-055
 func TestAttributesMustBeThoseOfRFC5652(t *testing.T) {
 	h := rsaHolder(t)
 	find := func(m *tlv, last byte) int {
@@ -300,6 +306,7 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 }
 
+// Covers: S-039a
 func TestCertsOnlyKeepsTheOrder(t *testing.T) {
 	a, b, c := ecHolder(t, elliptic.P384()).cert, rsaHolder(t).cert, ecHolder(t, elliptic.P256()).cert
 	for _, want := range [][][]byte{{a, b, c}, {c, b, a}, {b, a, c}, {a}} {

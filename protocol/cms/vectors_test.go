@@ -68,6 +68,8 @@ func readVectors(t testing.TB) []vector {
 
 // TestVectors runs every file of testdata/vectors. A vector states its own
 // verdict, so adding a case never means editing Go.
+//
+// Covers: S-054, S-083, S-101
 func TestVectors(t *testing.T) {
 	parse := map[string]func(*testing.T, vector) error{
 		"der": runDER, "signed": runSigned, "envelope": runEnvelope, "certificate": runCertificate, "certs-only": runCertsOnly,

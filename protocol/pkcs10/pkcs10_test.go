@@ -76,6 +76,7 @@ func TestAgreesWithStandardLibrary(t *testing.T) {
 	}
 }
 
+// Covers: S-092, S-093, S-094
 func TestChallengeStrings(t *testing.T) {
 	for name, tt := range map[string]struct {
 		value []byte
@@ -116,6 +117,7 @@ func TestChallengeStrings(t *testing.T) {
 	}
 }
 
+// Covers: S-095
 func TestExtensionRequests(t *testing.T) {
 	dns := el(0x30, el(0x82, []byte("a.example")))
 	for name, id := range extensionRequests {
@@ -259,6 +261,8 @@ func TestCheckSignature(t *testing.T) {
 }
 
 // TestOpenSSLRequests: what openssl req makes, with each digest and string type.
+//
+// Covers: S-092, S-094
 func TestOpenSSLRequests(t *testing.T) {
 	for _, args := range [][]string{
 		{"-newkey", "rsa:2048", "-sha1"}, {"-newkey", "rsa:2048", "-sha256"}, {"-newkey", "rsa:2048", "-sha512"},

@@ -12,6 +12,8 @@ import (
 // A source that gets one envelope after the other wrong is told to come back
 // later, before the RA key is asked; another source is served, and after a while so
 // is this one.
+//
+// Covers: S-013, S-087
 func TestBrokenEnvelopesHaveABudget(t *testing.T) {
 	w := newWorld(t)
 	now := time.Now()

@@ -38,6 +38,8 @@ func FuzzMessage(f *testing.F) {
 
 // FuzzQuery has what stands behind message= in a GET, and messages that are
 // encoded in each way.
+//
+// Covers: S-003
 func FuzzQuery(f *testing.F) {
 	for _, s := range []string{"MIAG", "A%2BA%3D", "+/==", "%0A%0d", "%", "%zz", "-_", "A=A", "\xff"} {
 		f.Add(s, []byte(s))

@@ -14,6 +14,7 @@ import (
 	"github.com/postern-pki/postern/protocol/cms"
 )
 
+// Covers: S-013
 func TestPaths(t *testing.T) {
 	w := newWorld(t)
 	status := func(path string) int { // on the wire as it stands here
@@ -54,6 +55,7 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+// Covers: S-005, S-006, S-009, S-013, S-014, S-020, S-022, S-045
 func TestQuestions(t *testing.T) {
 	w := newWorld(t)
 	for _, c := range []struct {
@@ -91,6 +93,7 @@ func TestQuestions(t *testing.T) {
 	}
 }
 
+// Covers: S-005, S-011, S-031, S-032, S-033, S-039a
 func TestCACert(t *testing.T) {
 	w := newWorld(t)
 	for _, message := range []string{"", "&message=", "&message=0", "&message=CAIdentifier", "&message=-1", "&message=1x", "&message=%31"} {
@@ -116,6 +119,7 @@ func TestCACert(t *testing.T) {
 	}
 }
 
+// Covers: S-002, S-003
 func TestGetEncodings(t *testing.T) {
 	w := newWorld(t)
 	message := w.message(t, nil)
@@ -156,6 +160,7 @@ func TestGetEncodings(t *testing.T) {
 	}
 }
 
+// Covers: S-013, S-015, S-180
 func TestTooLong(t *testing.T) {
 	w := newWorld(t)
 	if r := w.do(t, "POST", "/scep/wifi", make([]byte, 64<<10+1)); r.status != 413 || w.lastRejected(t).Bytes < 64<<10 {
@@ -172,6 +177,7 @@ func TestTooLong(t *testing.T) {
 	}
 }
 
+// Covers: S-006, S-016
 func TestRequestTypes(t *testing.T) {
 	w := newWorld(t)
 	message := w.message(t, nil)
@@ -185,6 +191,8 @@ func TestRequestTypes(t *testing.T) {
 }
 
 // What no answer can be addressed to is 400, and says no more.
+//
+// Covers: S-013, S-060
 func TestNoAddress(t *testing.T) {
 	w := newWorld(t)
 	good := w.message(t, nil)

@@ -34,6 +34,8 @@ func (w *world) serve(message []byte) *httptest.ResponseRecorder {
 }
 
 // A message that ends early is none, wherever it ends.
+//
+//
 func TestTruncated(t *testing.T) {
 	w := newWorld(t)
 	good := w.message(t, nil)
@@ -111,6 +113,7 @@ func (w *world) raw(t *testing.T, request string) *http.Response {
 	return must(http.ReadResponse(bufio.NewReader(conn), nil))(t)
 }
 
+// Covers: S-019
 func TestOldHTTP(t *testing.T) {
 	w := newWorld(t)
 	message := string(w.message(t, nil))
@@ -135,6 +138,8 @@ func TestOldHTTP(t *testing.T) {
 }
 
 // Whoever writes slower than the server waits is cut off, and recorded.
+//
+// Covers: S-181
 func TestSlowWriter(t *testing.T) {
 	w := newWorld(t)
 	w.Close()
@@ -180,6 +185,7 @@ func recipients(t testing.TB, envelope []byte, change func(mine []byte) []byte) 
 	return marshal(info)
 }
 
+// Covers: S-086
 func TestRecipients(t *testing.T) {
 	w := newWorld(t)
 	var foreign []byte
@@ -231,6 +237,8 @@ func (s slow) Submit(ctx context.Context, _ protocol.Request) (protocol.Outcome,
 }
 
 // The time of an answer, by a clock that only moves while everyone waits.
+//
+// Covers: S-087
 func TestTime(t *testing.T) {
 	w := newWorld(t)
 	good, bad := w.message(t, nil), w.message(t, func(r *request) { r.message = flipLast })

@@ -11,6 +11,7 @@ import (
 	"github.com/postern-pki/postern/protocol/scep"
 )
 
+// Covers: S-055, S-063, S-075
 func TestParseMessage(t *testing.T) {
 	id := func(tag int, s string) []cms.Attribute {
 		return []cms.Attribute{{Type: scep.OIDTransactionID, Value: der(tag, []byte(s))}, messageType("17"), nonce}

@@ -71,6 +71,8 @@ func files(t *testing.T, w *world, reply []byte) (dir string) {
 
 // OpenSSL takes a FAILURE for a message whose content is absent and was signed as
 // empty (RFC 8894, section 3.3.2.2).
+//
+// Covers: S-062, S-130
 func TestFailureByOpenSSL(t *testing.T) {
 	w := newWorld(t)
 	w.submit = func(protocol.Request) (protocol.Outcome, error) {
@@ -93,6 +95,8 @@ func TestFailureByOpenSSL(t *testing.T) {
 }
 
 // OpenSSL verifies and opens a SUCCESS, and finds the issued certificate alone.
+//
+// Covers: S-120, S-122
 func TestSuccessByOpenSSL(t *testing.T) {
 	w := newWorld(t)
 	dir := files(t, w, w.post(t, w.message(t, nil)).body)

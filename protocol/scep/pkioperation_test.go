@@ -21,6 +21,7 @@ import (
 	"github.com/postern-pki/postern/protocol/cms"
 )
 
+// Covers: S-001, S-008, S-061, S-081, S-082, S-084, S-100, S-120, S-123, S-124, S-125, S-172
 func TestSuccess(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -78,6 +79,7 @@ func TestRenewalOfAnotherKey(t *testing.T) {
 
 func flipLast(b []byte) []byte { b = bytes.Clone(b); b[len(b)-1] ^= 1; return b }
 
+// Covers: S-051, S-052, S-057, S-080, S-087, S-088, S-091, S-103, S-173
 func TestUniformFailure(t *testing.T) {
 	w := newWorld(t)
 	n := w.raDecrypt.key.(*rsa.PrivateKey).N
@@ -178,6 +180,7 @@ func TestGrid(t *testing.T) {
 	}
 }
 
+// Covers: S-024, S-030, S-082, S-083, S-170, S-185
 func TestAlgorithms(t *testing.T) {
 	w := newWorld(t)
 	ec := certify(t, "ec", ecKey(t), nil)
@@ -280,7 +283,7 @@ func singleDES(b []byte) []byte {
 	return append(append(out, 0x04, 0x14, 0, 0, 0, 0), iv...) // the IV fills the place
 }
 
-// Covers: S-064, S-160
+// Covers: S-027, S-060, S-064, S-160
 func TestMessageTypes(t *testing.T) {
 	w := newWorld(t)
 	name := w.issuerAndSerial(t, w.raSign)
@@ -311,6 +314,7 @@ func TestMessageTypes(t *testing.T) {
 	}
 }
 
+// Covers: S-008, S-061, S-062, S-065, S-066, S-070, S-131, S-141
 func TestOutcomes(t *testing.T) {
 	w := newWorld(t)
 	refused := func(k protocol.Kind, say string) protocol.Outcome {
@@ -346,6 +350,7 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
+// Covers: S-013
 func TestFaults(t *testing.T) {
 	boom := errors.New("secret detail")
 	issued := func(o protocol.Outcome) func(*world) {

@@ -134,6 +134,8 @@ func (f *fleet) load(t *testing.T, s *site.Site) {
 }
 
 // TestKillUnderLoad kills the service at any moment of its work, again and again.
+//
+// Covers: S-149
 func TestKillUnderLoad(t *testing.T) {
 	rounds := 50
 	if os.Getenv("POSTERN_SOAK") != "" {

@@ -49,6 +49,8 @@ func outcomes(t *testing.T, s *site.Site, from uint64) []string {
 // TestATokenThatFailsCostsNoChallenge has the token fail at each of the three
 // operations of an enrollment. The device is told to come back, and whatever it
 // was, the same request gets a certificate then: one for the challenge.
+//
+// Covers: S-013
 func TestATokenThatFailsCostsNoChallenge(t *testing.T) {
 	s := newSite(t)
 	shim := shimmed(t, s)

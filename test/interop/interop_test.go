@@ -80,6 +80,7 @@ func serial(t testing.TB, file string) string {
 	return strings.TrimSpace(out)
 }
 
+// Covers: S-028, S-148
 func TestStrongSwan(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
@@ -181,6 +182,7 @@ func (l *library) request(cn string) (*rsa.PrivateKey, *x509.Certificate, *x509.
 	return key, self, csr
 }
 
+// Covers: S-082, S-083, S-112, S-113
 func TestTheLibraryOfAnotherServer(t *testing.T) {
 	l := newLibrary(t, "interop")
 	pkcs7.ContentEncryptionAlgorithm = pkcs7.EncryptionAlgorithmAES128CBC
@@ -221,6 +223,7 @@ func TestTheLibraryOfAnotherServer(t *testing.T) {
 	}
 }
 
+// Covers: S-033, S-039b
 func TestOpenSSLReadsTheCertificatesInOrder(t *testing.T) {
 	l := newLibrary(t, "interop")
 	out, errOut, code := site.Run(t.Context(), l.get("GetCACert"), "openssl", "pkcs7", "-inform", "DER", "-print_certs", "-noout")
@@ -230,6 +233,7 @@ func TestOpenSSLReadsTheCertificatesInOrder(t *testing.T) {
 	}
 }
 
+// Covers: S-017, S-018
 func TestListeners(t *testing.T) {
 	operators := "https://127.0.0.1:" + operatorPort(t) + "/api/v1/status"
 	plain := must[*http.Client](t)(testSite.HTTP())

@@ -24,6 +24,8 @@ func listed(t *testing.T, cn string) int {
 
 // TestOneChallengeIsOneCertificate has 16 devices ask four times each, all at
 // once and with one challenge.
+//
+// Covers: S-090, S-100, S-102, S-106
 func TestOneChallengeIsOneCertificate(t *testing.T) {
 	d := at(t, "many")
 	for round := range 3 {
@@ -59,6 +61,8 @@ func TestOneChallengeIsOneCertificate(t *testing.T) {
 
 // TestARequestThatIsSentAgain: its answer was lost, or the network sent it twice.
 // One certificate is issued, whoever asks how often; each answer is a new one.
+//
+// Covers: S-148
 func TestARequestThatIsSentAgain(t *testing.T) {
 	d := at(t, "demo")
 	for what, fresh := range map[string]bool{"the same octets": false, "a fresh signer and nonce": true} {
@@ -113,6 +117,7 @@ func TestARequestThatIsSentAgain(t *testing.T) {
 	}
 }
 
+// Covers: S-106
 func TestAChallengeTwice(t *testing.T) {
 	d := at(t, "demo")
 	const cn = "twice.demo.example"
@@ -128,6 +133,8 @@ func TestAChallengeTwice(t *testing.T) {
 }
 
 // TestBadChallengesLookTheSame: a device cannot find out what is wrong with one.
+//
+// Covers: S-105, S-106
 func TestBadChallengesLookTheSame(t *testing.T) {
 	t.Parallel() // it waits
 	d := at(t, "many")

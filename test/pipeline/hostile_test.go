@@ -140,6 +140,8 @@ func badMessages(t *testing.T, d *site.Device, key *rsa.PrivateKey) map[string]b
 // TestWhatIsWrongWithAnEnvelopeDoesNotShow: every answer to a message that proves
 // nothing is the same, octet for octet, but for nonces, times and the request's
 // id. The log has the reason, and the challenge is not touched.
+//
+// Covers: S-087, S-091, S-103
 func TestWhatIsWrongWithAnEnvelopeDoesNotShow(t *testing.T) {
 	d := at(t, "many")
 	const cn = "envelope.demo.example"
@@ -187,6 +189,8 @@ func certificateOfTheCA(t *testing.T, d *site.Device) []byte {
 
 // TestMessageTypes sends every type that there could be. A poll for what nobody
 // asked for and a look-up with a CSR for a name find nothing.
+//
+// Covers: S-027, S-064
 func TestMessageTypes(t *testing.T) {
 	d := at(t, "many")
 	m := selfSigned(t, keys[0], ask(t, keys[0], "types.demo.example", ""))

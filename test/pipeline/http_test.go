@@ -17,6 +17,8 @@ import (
 
 // TestBadInputGetsAClearStatus: each answer is a status and our own words, and
 // each is in the log.
+//
+// Covers: S-013, S-015, S-045
 func TestBadInputGetsAClearStatus(t *testing.T) {
 	d := at(t, "interop")
 	u := d.URL
@@ -72,6 +74,8 @@ func dial(t *testing.T, d *site.Device) *tls.Conn {
 
 // TestHugeBodies sends 100 MB, announced and not, from several sides at once: it
 // is refused, and takes no memory.
+//
+// Covers: S-180
 func TestHugeBodies(t *testing.T) {
 	const huge = 100 << 20
 	d := at(t, "many")
@@ -131,6 +135,8 @@ func pour(w io.Writer, path string, size int, announced bool) {
 // TestSlowWriters keeps connections open by an octet now and then, in the header
 // and in the body. Each is cut off, after 5 s and 15 s as the listener says, which
 // no configuration changes; meanwhile others are served.
+//
+// Covers: S-181
 func TestSlowWriters(t *testing.T) {
 	t.Parallel()
 	d := at(t, "many")

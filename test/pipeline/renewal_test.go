@@ -10,6 +10,7 @@ import (
 	"github.com/postern-pki/postern/protocol/scep/client"
 )
 
+// Covers: S-024, S-110, S-111, S-112, S-113, S-116
 func TestRenewal(t *testing.T) {
 	d := at(t, "demo")
 	const cn = "renew.demo.example"
@@ -30,6 +31,7 @@ func TestRenewal(t *testing.T) {
 	refused(t, err).is(t, badRequest, "enroll again").reasons(t, "renewal.max_count")
 }
 
+// Covers: S-112
 func TestRenewalWithTheSameKey(t *testing.T) {
 	const cn = "samekey.demo.example"
 	d, key := at(t, "demo"), newKey(t)
@@ -71,6 +73,8 @@ func TestRenewalsAtOnce(t *testing.T) {
 
 // TestPKCSReqByOurs: what a PKCSReq that a certificate of ours signed is, depends
 // on its challenge.
+//
+// Covers: S-113, S-115
 func TestPKCSReqByOurs(t *testing.T) {
 	d := at(t, "many")
 	const cn = "ours.demo.example"
@@ -128,6 +132,7 @@ func TestASignerWithOtherNames(t *testing.T) {
 	must(send(t, d, selfSigned(t, keys[1], captured)))(t)
 }
 
+// Covers: S-111
 func TestASelfSignedRenewal(t *testing.T) {
 	const cn = "self.demo.example"
 	d, key := at(t, "many"), keys[0]
@@ -141,6 +146,7 @@ func TestASelfSignedRenewal(t *testing.T) {
 	must(enroll(t, d, key, cn, c.Challenge))(t) // the challenge was not looked at
 }
 
+// Covers: S-114
 func TestAnExpiredSigner(t *testing.T) {
 	t.Parallel() // it waits
 	const cn = "late.demo.example"
@@ -158,6 +164,7 @@ func TestAnExpiredSigner(t *testing.T) {
 	must(renew(t, d, scep.PKCSReq, cert, keys[0], ask(t, keys[1], cn, challenge(t, "short", cn).Challenge)))(t)
 }
 
+// Covers: S-114
 func TestACertificateOfAnotherProfile(t *testing.T) {
 	const cn = "foreign.demo.example"
 	key := newKey(t)
@@ -171,6 +178,8 @@ func TestACertificateOfAnotherProfile(t *testing.T) {
 
 // TestARenewalThatProvesNothing asks for other names than the signer's, or for a
 // key that somebody else has.
+//
+// Covers: S-091, S-114
 func TestARenewalThatProvesNothing(t *testing.T) {
 	const cn = "mine.demo.example"
 	d := at(t, "many")
@@ -185,6 +194,8 @@ func TestARenewalThatProvesNothing(t *testing.T) {
 
 // TestAForeignSigner names the CA as the issuer of its certificate, which it is
 // not: that gets past the gate, and not past the authority.
+//
+// Covers: S-111, S-114
 func TestAForeignSigner(t *testing.T) {
 	const cn = "fake.demo.example"
 	d := at(t, "many")

@@ -21,6 +21,8 @@ import (
 // TestUglyNames: what a shell, a file system, a C string or a person would
 // stumble over is refused, and is in the log, quoted where it is not printable,
 // beside every other reason.
+//
+// Covers: S-090, S-096
 func TestUglyNames(t *testing.T) {
 	d := at(t, "demo")
 	const good = "plain.demo.example"
@@ -84,6 +86,8 @@ func uglySAN(t *testing.T, d *site.Device, dns string) {
 }
 
 // TestEveryReasonIsRecorded breaks many rules at once.
+//
+// Covers: S-096
 func TestEveryReasonIsRecorded(t *testing.T) {
 	d := at(t, "demo")
 	weak := must(rsa.GenerateKey(rand.Reader, 1024))(t)
@@ -103,6 +107,7 @@ func TestAWeakKey(t *testing.T) {
 	must(enroll(t, d, keys[0], cn, c.Challenge))(t) // one refusal does not end the challenge
 }
 
+// Covers: S-170
 func TestAnECKey(t *testing.T) {
 	const cn = "ec.demo.example"
 	d := at(t, "many")
@@ -118,6 +123,8 @@ func TestAnECKey(t *testing.T) {
 
 // TestAKeyOfAnother: one key for two subjects is refused where the profile says
 // so, and nowhere else.
+//
+// Covers: S-117
 func TestAKeyOfAnother(t *testing.T) {
 	for profile, allowed := range map[string]bool{"demo": false, "many": true} {
 		key := newKey(t)
@@ -136,6 +143,8 @@ func TestAKeyOfAnother(t *testing.T) {
 
 // TestAClockThatIsWrong: the self-signed certificate proves who has the key, and
 // says nothing about the time.
+//
+// Covers: S-104
 func TestAClockThatIsWrong(t *testing.T) {
 	const cn = "clock.demo.example"
 	d := at(t, "many")
@@ -145,6 +154,8 @@ func TestAClockThatIsWrong(t *testing.T) {
 }
 
 // TestWhatIsAdvertisedWorks: RFC 8894, section 3.5.2.
+//
+// Covers: S-021, S-023, S-024, S-028, S-029, S-110
 func TestWhatIsAdvertisedWorks(t *testing.T) {
 	d := at(t, "many")
 	caps := must(d.Caps(t.Context()))(t)

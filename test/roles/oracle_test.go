@@ -111,6 +111,8 @@ func (l *liar) refused(what, name string, tbs []byte, seq uint64) {
 // TestTheKeyholderIsNoOracle has an authority that was taken over ask for whatever
 // it should not get. It owns the log; so an honest one, which comes after it,
 // finds there what the keyholder was asked for.
+//
+//
 func TestTheKeyholderIsNoOracle(t *testing.T) {
 	h := newHouse(t)
 	_, end := h.honest() // makes the log, and has the listeners' certificate
@@ -305,6 +307,8 @@ func (l *liar) until(t *testing.T, what string, done func() bool) {
 }
 
 // TestAGateIsNoAuthority has gates ask the keyholder for what is not theirs.
+//
+// Covers: S-035
 func TestAGateIsNoAuthority(t *testing.T) {
 	h := newHouse(t)
 	h.honest()

@@ -90,6 +90,7 @@ func TestASourceThatFloodsDoesNotKeepAnotherOut(t *testing.T) {
 	close(key.let)
 }
 
+// Covers: S-181
 func TestNewConnectionsAreLimitedBySource(t *testing.T) {
 	core, logged := observer.New(zap.WarnLevel)
 	s, key, p := slowServer(t, func(o *listen.Options) {

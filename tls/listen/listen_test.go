@@ -182,6 +182,7 @@ func TestKeyExchangeIsPostQuantumAndSessionsResume(t *testing.T) {
 	}
 }
 
+// Covers: S-018
 func TestDevicesAreNotAskedForACertificate(t *testing.T) {
 	p := newPKI(t)
 	s, _ := serve(t, p, nil)
@@ -252,6 +253,7 @@ func TestAListOfKeysCanTakeTheCAsPlace(t *testing.T) {
 	}
 }
 
+// Covers: S-017
 func TestPlainHTTPIsNotServed(t *testing.T) {
 	p := newPKI(t)
 	s, h := serve(t, p, nil)
@@ -338,6 +340,7 @@ func TestConnectionsAreLimitedBeforeTheHandshake(t *testing.T) {
 	}
 }
 
+// Covers: S-015
 func TestLongGETPassesAndLongerHeadersDoNot(t *testing.T) {
 	p := newPKI(t)
 	s, h := serve(t, p, nil)
@@ -357,6 +360,7 @@ func TestLongGETPassesAndLongerHeadersDoNot(t *testing.T) {
 	}
 }
 
+// Covers: S-019
 func TestHTTP10IsServed(t *testing.T) {
 	p := newPKI(t)
 	s, _ := serve(t, p, nil)
