@@ -23,7 +23,7 @@ import (
 )
 
 // more are profiles beside the site's own: many has no limits that get in the
-// way, short is over soon.
+// way, short is over soon, few takes two requests a minute.
 const more = `  - name: many
     protocols: [scep]
     issuer: demo
@@ -50,6 +50,18 @@ const more = `  - name: many
     validity: {for: 3s}
     renewal: {window: 100%, max_count: 3, new_key: optional, old: keep}
     limits: {active_per_subject: 1000}
+  - name: few
+    protocols: [scep]
+    issuer: demo
+    challenge: {mode: one-time, ttl: 30m}
+    approve: automatic
+    key: {rsa: {min: 2048, max: 4096}, reuse: any}
+    subject:
+      CN: {pattern: '[a-z0-9-]{1,40}\.demo\.example', required: true}
+    usage: {key: {rsa: [digitalSignature]}, extended: [clientAuth]}
+    validity: {for: 365d}
+    renewal: {window: 100%, max_count: 3, new_key: optional, old: keep}
+    limits: {active_per_subject: 1000, per_minute: 2}
 `
 
 // The site, and a pool of keys for profiles that take any.
