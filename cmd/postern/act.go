@@ -19,6 +19,7 @@ import (
 
 	"github.com/postern-pki/postern/appliance/operator"
 	"github.com/postern-pki/postern/appliance/operator/acts"
+	"github.com/postern-pki/postern/cmd/postern/cli"
 )
 
 // written is how a command writes its act down instead of doing it.
@@ -247,7 +248,7 @@ func replaceAct(path string, signed acts.Signed) error {
 
 // signerOf reads a person's key, and makes sure that it is the certificate's.
 func signerOf(keyFile, certFile string) (crypto.Signer, error) {
-	der, err := readPEM(certFile)
+	der, err := cli.ReadPEM(certFile)
 	if err != nil {
 		return nil, err
 	}

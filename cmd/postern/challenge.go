@@ -17,6 +17,7 @@ import (
 
 	"github.com/postern-pki/postern/appliance/operator"
 	"github.com/postern-pki/postern/appliance/operator/acts"
+	"github.com/postern-pki/postern/cmd/postern/cli"
 	"github.com/postern-pki/postern/policy"
 )
 
@@ -58,7 +59,7 @@ func (a *app) challengeCreateCmd() *cobra.Command {
 			if ttl > 0 {
 				asked.TTL = ttl.String()
 			}
-			names, err := dnsNames(san)
+			names, err := cli.DNSNames(san)
 			if err != nil {
 				return err
 			}
@@ -94,19 +95,6 @@ func createAct(list []operator.ChallengeRequest) string {
 		return acts.CreateChallenge
 	}
 	return acts.CreateChallenges
-}
-
-// dnsNames reads names of the form dns:host.
-func dnsNames(san []string) ([]string, error) {
-	var out []string
-	for _, s := range san {
-		name, ok := strings.CutPrefix(s, "dns:")
-		if !ok || name == "" {
-			return nil, misused("--san dns:host.example", "no subject alternative name: %q", s)
-		}
-		out = append(out, name)
-	}
-	return out, nil
 }
 
 func (a *app) createOne(cmd *cobra.Command, asked operator.ChallengeRequest) error {
@@ -149,7 +137,7 @@ func (a *app) createBatch(cmd *cobra.Command, asked []operator.ChallengeRequest,
 		if err := a.call(cmd.Context(), http.MethodPost, "/api/v1/challenges", asked[:n], &made); err != nil {
 			hint := ""
 			if h, ok := errors.AsType[*hinted](err); ok {
-				hint = h.hint
+				hint = h.Hint
 			}
 			return failed(hint, "lines %d to %d, of which none was done: %w", at[0], at[n-1], err)
 		}
@@ -177,7 +165,7 @@ func batchOf(in io.Reader, like operator.ChallengeRequest) (asked []operator.Cha
 		}
 		one := like
 		one.Subject = fields[0]
-		names, err := dnsNames(fields[1:])
+		names, err := cli.DNSNames(fields[1:])
 		if err != nil {
 			return nil, nil, failed("after a tab, dns:host.example", "line %d: %w", n, err)
 		}

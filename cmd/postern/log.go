@@ -11,8 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,6 +19,7 @@ import (
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/operator"
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/cmd/postern/cli"
 )
 
 // batchLine prints one challenge of a batch.
@@ -137,14 +136,8 @@ func printReport(w io.Writer, dir string, r audit.Report) {
 	}
 }
 
-// shown is a text of somebody else's as a terminal may have it: what would move
-// its cursor or rename its window is escaped.
-func shown(s string) string {
-	if strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) || r == '\uFFFD' }) < 0 {
-		return s
-	}
-	return strconv.QuoteToASCII(s)
-}
+// shown is [cli.Shown].
+func shown(s string) string { return cli.Shown(s) }
 
 func printRecord(w io.Writer, raw string) {
 	l, err := audit.ParseLine([]byte(raw))

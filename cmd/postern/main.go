@@ -5,7 +5,8 @@
 // # What a caller may rely on
 //
 // It exits 0 when it did what it was asked, 1 when that failed and 2 when it was
-// misused; `status` exits 0 good, 1 unreachable, 2 degraded. Data goes to
+// misused; `status` exits 0 good, 1 unreachable, 2 degraded, and what asks for a
+// certificate exits 3 while the CA has not decided. Data goes to
 // standard output, words to standard error, an error comes with a hint.
 //
 // # What it does not protect against
@@ -24,6 +25,9 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/postern-pki/postern/cmd/postern/cli"
+	"github.com/postern-pki/postern/cmd/postern/device"
 )
 
 func main() {
@@ -34,27 +38,14 @@ func main() {
 	os.Exit(code)
 }
 
-// hinted is an error with what to do about it; code is the exit status, 0 means
-// 1.
-type hinted struct {
-	err  error
-	hint string
-	code int
-}
+// hinted is an error with what to do about it.
+type hinted = cli.Error
 
-func (h *hinted) Error() string { return h.err.Error() }
-func (h *hinted) Unwrap() error { return h.err }
-
-func failed(hint, format string, args ...any) error {
-	return &hinted{err: fmt.Errorf(format, args...), hint: hint, code: 1}
-}
-
-func misused(hint, format string, args ...any) error {
-	return &hinted{err: fmt.Errorf(format, args...), hint: hint, code: 2}
-}
+func failed(hint, format string, args ...any) error  { return cli.Failed(hint, format, args...) }
+func misused(hint, format string, args ...any) error { return cli.Misused(hint, format, args...) }
 
 // quiet ends with a status and without a word: the words are on standard output.
-func quiet(code int) error { return &hinted{code: code} }
+func quiet(code int) error { return cli.Quiet(code) }
 
 // run returns the exit status. Nothing under it exits or reads os.Args.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
@@ -69,18 +60,18 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	}
 	h, ok := errors.AsType[*hinted](err)
 	if !ok { // cobra's own: unknown commands, flags and arguments
-		h = &hinted{err: err, hint: cmd.CommandPath() + " --help", code: 2}
+		h = &hinted{Err: err, Hint: cmd.CommandPath() + " --help", Code: 2}
 	}
-	if h.err != nil {
-		_, _ = fmt.Fprintf(errOut, "postern: %v\n", h.err)
+	if h.Err != nil {
+		_, _ = fmt.Fprintf(errOut, "postern: %v\n", h.Err)
 	}
-	if h.hint == "" && h.err != nil {
-		h.hint = fallbackHint(cmd, h.err)
+	if h.Hint == "" && h.Err != nil {
+		h.Hint = fallbackHint(cmd, h.Err)
 	}
-	if h.hint != "" {
-		_, _ = fmt.Fprintf(errOut, "postern: hint: %s\n", h.hint)
+	if h.Hint != "" {
+		_, _ = fmt.Fprintf(errOut, "postern: hint: %s\n", h.Hint)
 	}
-	return max(h.code, 1)
+	return max(h.Code, 1)
 }
 
 // fallbackHint is for an error that came without one.
@@ -107,6 +98,11 @@ type app struct {
 
 func (a *app) json() bool { return a.output == "json" }
 
+// env is what the commands in folders of their own have of it.
+func (a *app) env() cli.Env {
+	return cli.Env{In: a.in, Out: a.out, ErrOut: a.errOut, Output: &a.output}
+}
+
 func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use: "postern", Short: "Operate a Postern enrollment appliance", SilenceErrors: true, SilenceUsage: true,
@@ -121,7 +117,7 @@ func newRoot(a *app) *cobra.Command {
 	f.StringVar(&a.config, "config", "/etc/postern/postern.yaml", "configuration `file`")
 	f.StringVar(&a.socket, "socket", "", "operators' `socket` (default: the configuration's)")
 	f.StringVar(&a.output, "output", "text", "`format`: text or json")
-	root.AddCommand(a.statusCmd(), a.configCmd(), a.challengeCmd(), a.pendingCmd(), a.actCmd(), a.certCmd(), a.auditCmd(), a.policyCmd(), a.rebuildCmd(), a.scepCmd(), a.doctorCmd())
+	root.AddCommand(a.statusCmd(), a.configCmd(), a.challengeCmd(), a.pendingCmd(), a.actCmd(), a.certCmd(), a.auditCmd(), a.policyCmd(), a.rebuildCmd(), device.Command(a.env()), a.doctorCmd())
 	group(root)
 	for _, c := range root.Commands() {
 		group(c)

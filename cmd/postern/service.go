@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -87,14 +86,7 @@ func dialHint(err error) string {
 
 // print writes v as JSON, or lets text write it.
 func (a *app) print(v any, text func(w io.Writer)) error {
-	if a.json() {
-		enc := json.NewEncoder(a.out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(v)
-	}
-	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
-	text(w)
-	return w.Flush()
+	return a.env().Print(v, text)
 }
 
 func (a *app) statusCmd() *cobra.Command {
