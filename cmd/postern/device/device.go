@@ -53,7 +53,7 @@ enroll, renew and poll exit 0 with a certificate, 1 without one, 2 misused, and 
 decided: a script then runs "postern scep poll" later, and does not begin anew.`,
 	}
 	e := commands{env}
-	c.AddCommand(e.enroll(), e.renew(), e.poll(), e.getCert(), e.getCRL(), e.getCaps(), e.getCA(), e.getNextCA())
+	c.AddCommand(e.enroll(), e.renew(), e.poll(), e.getCert(), e.getCRL(), e.getCaps(), e.getCA(), e.getNextCA(), e.probe())
 	return c
 }
 
