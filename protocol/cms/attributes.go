@@ -28,7 +28,17 @@ func ParseAttributes(signedAttrs []byte) ([]Attribute, error) {
 	return a.list, nil
 }
 
-func readAttributes(signedAttrs []byte) (*attributes, error) {
+// ListAttributes reads attributes as [ParseAttributes] does, also where they do not
+// fit a content: so that a message that nobody can verify can be answered.
+func ListAttributes(signedAttrs []byte) ([]Attribute, error) {
+	a, err := listAttributes(signedAttrs)
+	if err != nil {
+		return nil, err
+	}
+	return a.list, nil
+}
+
+func listAttributes(signedAttrs []byte) (*attributes, error) {
 	in := cryptobyte.String(signedAttrs)
 	var set cryptobyte.String
 	if !in.ReadASN1(&set, cbasn1.SET) {
@@ -38,7 +48,6 @@ func readAttributes(signedAttrs []byte) (*attributes, error) {
 		return nil, trailing("signed attributes")
 	}
 	a := &attributes{}
-	contentType := false
 	for !set.Empty() {
 		if len(a.list) == maxAttributes {
 			return nil, fmt.Errorf("%w: signed attributes", ErrTooMany)
@@ -51,6 +60,17 @@ func readAttributes(signedAttrs []byte) (*attributes, error) {
 			return nil, malformed("duplicate attribute")
 		}
 		a.list, a.raw = append(a.list, one), append(a.raw, raw)
+	}
+	return a, nil
+}
+
+func readAttributes(signedAttrs []byte) (*attributes, error) {
+	a, err := listAttributes(signedAttrs)
+	if err != nil {
+		return nil, err
+	}
+	contentType := false
+	for _, one := range a.list {
 		value := cryptobyte.String(one.Value)
 		switch {
 		case one.Type.Equal(oidContentType):

@@ -64,7 +64,7 @@ func cipherOf(oid asn1.ObjectIdentifier) (cipherInfo, error) {
 			continue
 		}
 		if i.key == 0 {
-			return cipherInfo{}, fmt.Errorf("%w: %s", ErrAlgorithm, i.name)
+			return cipherInfo{}, fmt.Errorf("%w: %w", ErrAlgorithm, ErrDES)
 		}
 		return i, nil
 	}

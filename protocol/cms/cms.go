@@ -1,6 +1,6 @@
 // Package cms reads and writes the Cryptographic Message Syntax (RFC 5652) as
 // far as enrollment needs it: bounded BER to DER, SignedData with one signer,
-// EnvelopedData with RSA key transport, and certificate lists.
+// EnvelopedData with RSA key transport or under a password, and certificate lists.
 //
 // # What a caller may rely on
 //
@@ -44,15 +44,18 @@ import (
 // The errors of this package, to be told apart by [errors.Is]. Their text is for
 // a log of ours, never for a client.
 var (
-	ErrMalformed = errors.New("cms: malformed")
-	ErrTooLarge  = errors.New("cms: message too large")
-	ErrTooDeep   = errors.New("cms: nested too deep")
-	ErrTooMany   = errors.New("cms: too many elements")
-	ErrTrailing  = errors.New("cms: trailing data")
-	ErrAlgorithm = errors.New("cms: algorithm not supported")
-	ErrSignature = errors.New("cms: signature does not verify")
-	ErrDigest    = errors.New("cms: message digest differs from the content's")
-	ErrOpen      = errors.New("cms: envelope does not open")
+	ErrMalformed   = errors.New("cms: malformed")
+	ErrTooLarge    = errors.New("cms: message too large")
+	ErrTooDeep     = errors.New("cms: nested too deep")
+	ErrTooMany     = errors.New("cms: too many elements")
+	ErrTrailing    = errors.New("cms: trailing data")
+	ErrAlgorithm   = errors.New("cms: algorithm not supported")
+	ErrMD5         = errors.New("cms: MD5")        // beside ErrAlgorithm, as is:
+	ErrDES         = errors.New("cms: single DES") // for a report on who still uses it
+	ErrContentType = errors.New("cms: type of the content")
+	ErrSignature   = errors.New("cms: signature does not verify")
+	ErrDigest      = errors.New("cms: message digest differs from the content's")
+	ErrOpen        = errors.New("cms: envelope does not open")
 )
 
 // Bounds on what one message may hold. Each is far above what any client in the
@@ -80,6 +83,10 @@ var (
 	// OIDRSAEncryption is rsaEncryption, as a key's type, as the signature
 	// algorithm of a SignerInfo, and as the key transport of a [Recipient].
 	OIDRSAEncryption = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
+
+	// OIDRSAESOAEP is the other key transport that a [Recipient] may name (RFC 8017,
+	// appendix A.2.1).
+	OIDRSAESOAEP = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
 )
 
 // A hashAlgorithm is one digest with the OIDs that name it, alone and in a

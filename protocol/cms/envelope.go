@@ -2,6 +2,7 @@ package cms
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/cipher"
 	"crypto/rsa"
 	"crypto/subtle"
@@ -15,7 +16,8 @@ import (
 
 // Envelope is an EnvelopedData (RFC 5652, section 6.1), parsed and still closed.
 type Envelope struct {
-	Recipients []Recipient // those of key transport, in order; others are left out
+	Recipients []Recipient // those of key transport, in order
+	Passwords  []Password  // those by a password, in order; other kinds are left out
 	Cipher     Cipher      // one that is supported
 	IV         []byte
 	Ciphertext []byte
@@ -29,6 +31,9 @@ type Recipient struct {
 	SubjectKeyID []byte
 	Algorithm    asn1.ObjectIdentifier // [OIDRSAEncryption] for PKCS #1 v1.5, the only one that [Envelop] writes
 	EncryptedKey []byte
+	// OAEPHash and OAEPMGF are the hashes of [OIDRSAESOAEP]: of the empty label and of
+	// MGF1, each SHA-1 or SHA-256. Both are 0 for parameters that say something else.
+	OAEPHash, OAEPMGF crypto.Hash
 }
 
 // Names reports whether the recipient is the holder of c.
@@ -122,8 +127,14 @@ func (e *Envelope) readRecipients(list cryptobyte.String) error {
 		if !list.ReadAnyASN1(&info, &tag) {
 			return malformed("RecipientInfo")
 		}
+		if tag == tagPassword {
+			if p, ok := readPassword(info); ok {
+				e.Passwords = append(e.Passwords, p)
+			}
+			continue
+		}
 		if tag != cbasn1.SEQUENCE {
-			continue // key agreement, passwords and the like (RFC 5652, section 6.2)
+			continue // key agreement and the like (RFC 5652, section 6.2)
 		}
 		var version int
 		if !info.ReadASN1Integer(&version) || version != 0 && version != 2 {
@@ -140,9 +151,11 @@ func (e *Envelope) readRecipients(list cryptobyte.String) error {
 		if !info.Empty() {
 			return trailing("KeyTransRecipientInfo's fields")
 		}
-		e.Recipients = append(e.Recipients, Recipient{
-			RawIssuer: id.issuer, RawSerial: id.serial, SubjectKeyID: id.keyID, Algorithm: oid, EncryptedKey: key,
-		})
+		r := Recipient{RawIssuer: id.issuer, RawSerial: id.serial, SubjectKeyID: id.keyID, Algorithm: oid, EncryptedKey: key}
+		if oid.Equal(OIDRSAESOAEP) {
+			r.OAEPHash, r.OAEPMGF = readOAEP(params)
+		}
+		e.Recipients = append(e.Recipients, r)
 	}
 	return nil
 }
@@ -222,44 +235,53 @@ func Envelop(rand io.Reader, content []byte, to *Certificate, c Cipher) ([]byte,
 	if !ok {
 		return nil, fmt.Errorf("%w: key transport to %T", ErrAlgorithm, to.PublicKey)
 	}
-	info := c.info()
-	if info.key == 0 {
-		return nil, fmt.Errorf("%w: %s", ErrAlgorithm, c)
-	}
-	secret := make([]byte, info.key+info.size)
-	if _, err := io.ReadFull(rand, secret); err != nil {
-		return nil, fmt.Errorf("cms: random octets: %w", err)
-	}
-	key, iv := secret[:info.key], secret[info.key:]
-	defer clear(key)
-	block, err := info.block(key)
+	key, iv, text, err := encrypt(rand, content, c)
 	if err != nil {
 		return nil, err
 	}
-	pad := info.size - len(content)%info.size
-	text := append(bytes.Clone(content), bytes.Repeat([]byte{byte(pad)}, pad)...)
-	cipher.NewCBCEncrypter(block, iv).CryptBlocks(text, text) //nolint:gosec // the IV was just read from rand
+	defer clear(key)
 	//lint:ignore SA1019 it is the key transport that all SCEP clients have
 	wrapped, err := rsa.EncryptPKCS1v15(rand, pub, key) //nolint:staticcheck // it is the key transport that all SCEP clients have
 	if err != nil {
 		return nil, fmt.Errorf("%w: encrypting the content key: %w", ErrAlgorithm, err)
 	}
-	return marshalEnvelope(to, info, iv, wrapped, text)
+	return marshalEnvelope(0, c.info(), iv, text, func(b *cryptobyte.Builder) {
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1Int64(0)
+			addIssuerAndSerial(b, to)
+			addAlgorithm(b, OIDRSAEncryption, true)
+			b.AddASN1OctetString(wrapped)
+		})
+	})
 }
 
-// marshalEnvelope writes an EnvelopedData of version 0 with one recipient.
-func marshalEnvelope(to *Certificate, c cipherInfo, iv, wrapped, text []byte) ([]byte, error) {
-	b := cryptobyte.NewBuilder(make([]byte, 0, len(text)+len(wrapped)+len(to.RawIssuer)+256))
+// encrypt encrypts content with a new key.
+func encrypt(rand io.Reader, content []byte, c Cipher) (key, iv, text []byte, err error) {
+	info := c.info()
+	if info.key == 0 {
+		return nil, nil, nil, fmt.Errorf("%w: %s", ErrAlgorithm, c)
+	}
+	secret := make([]byte, info.key+info.size)
+	if _, err := io.ReadFull(rand, secret); err != nil {
+		return nil, nil, nil, fmt.Errorf("cms: random octets: %w", err)
+	}
+	key, iv = secret[:info.key:info.key], secret[info.key:]
+	block, err := info.block(key)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	pad := info.size - len(content)%info.size
+	text = append(bytes.Clone(content), bytes.Repeat([]byte{byte(pad)}, pad)...)
+	cipher.NewCBCEncrypter(block, iv).CryptBlocks(text, text) //nolint:gosec // the IV was just read from rand
+	return key, iv, text, nil
+}
+
+// marshalEnvelope writes an EnvelopedData of a version with one recipient.
+func marshalEnvelope(version int64, c cipherInfo, iv, text []byte, recipient cryptobyte.BuilderContinuation) ([]byte, error) {
+	b := cryptobyte.NewBuilder(make([]byte, 0, len(text)+1024))
 	addContentInfo(b, oidEnvelopedData, func(b *cryptobyte.Builder) {
-		b.AddASN1Int64(0)
-		b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddASN1Int64(0)
-				addIssuerAndSerial(b, to)
-				addAlgorithm(b, OIDRSAEncryption, true)
-				b.AddASN1OctetString(wrapped)
-			})
-		})
+		b.AddASN1Int64(version)
+		b.AddASN1(cbasn1.SET, recipient)
 		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 			b.AddASN1ObjectIdentifier(oidData)
 			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {

@@ -37,7 +37,8 @@ type Signed struct {
 // its identifier, is in the message, and signed attributes as
 // [ParseAttributes] wants them. Unsigned attributes and CRLs are left out. An
 // algorithm that is not supported, or that does not fit the signer's key, is
-// [ErrAlgorithm]. The result keeps references to der.
+// [ErrAlgorithm], and another type of content [ErrContentType] too. The result keeps
+// references to der.
 func ParseSigned(der []byte) (*Signed, error) {
 	d, err := readSignedData(der)
 	if err != nil {
@@ -117,8 +118,11 @@ func readSignedData(der []byte) (signedData, error) {
 // readEncapsulated reads an EncapsulatedContentInfo of id-data.
 func readEncapsulated(s cryptobyte.String) ([]byte, error) {
 	var kind asn1.ObjectIdentifier
-	if !s.ReadASN1ObjectIdentifier(&kind) || !kind.Equal(oidData) {
+	if !s.ReadASN1ObjectIdentifier(&kind) {
 		return nil, malformed("type of the signed content")
+	}
+	if !kind.Equal(oidData) {
+		return nil, fmt.Errorf("%w: %w: signed %v", ErrMalformed, ErrContentType, kind)
 	}
 	if s.Empty() {
 		return nil, nil
@@ -194,11 +198,10 @@ func (s *Signed) findSigner(id identifier) error {
 func (s *Signed) setAlgorithms(digest asn1.ObjectIdentifier, params cryptobyte.String) error {
 	a, ok := findHash(func(a hashAlgorithm) bool { return a.digest.Equal(digest) })
 	if !ok {
-		name := digest.String()
 		if digest.Equal(oidMD5) {
-			name = "MD5"
+			return fmt.Errorf("%w: %w", ErrAlgorithm, ErrMD5)
 		}
-		return fmt.Errorf("%w: digest %s", ErrAlgorithm, name)
+		return fmt.Errorf("%w: digest %v", ErrAlgorithm, digest)
 	}
 	s.Digest = a.hash
 	fits := false
@@ -212,6 +215,12 @@ func (s *Signed) setAlgorithms(digest asn1.ObjectIdentifier, params cryptobyte.S
 		return fmt.Errorf("%w: signature %v with %v and a key of type %T", ErrAlgorithm, s.SignatureAlgorithm, a.hash, s.Signer.PublicKey)
 	}
 	return nil
+}
+
+// Unsorted reports whether the signed attributes are not in the order of DER.
+func (s *Signed) Unsorted() bool {
+	a, err := readAttributes(s.SignedAttrs)
+	return err == nil && a.sorted() != nil
 }
 
 // Verify is [Verify] of the message's own fields.
