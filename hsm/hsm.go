@@ -21,8 +21,8 @@
 // about: it takes a probe that fails too, or three failures in a row of operations
 // on input of our own.
 //
-// Decrypt opens PKCS#1 v1.5 key transport without becoming an oracle: raw RSA in
-// the token, constant-time unpadding here, a random key for whatever does not unpad.
+// Decrypt opens PKCS#1 v1.5 and OAEP key transport without becoming an oracle: raw RSA
+// in the token, constant-time unpadding here, a random key for whatever does not unpad.
 //
 // A Token, its Keys and a Module are safe for concurrent use.
 //

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/rand"
 	"crypto/rsa"
 	"crypto/subtle"
 	"errors"
@@ -316,10 +315,9 @@ const (
 //lint:ignore SA1019 see above
 type SessionKeyOptions = rsa.PKCS1v15DecryptOptions //nolint:staticcheck // see above
 
-// Decrypt opens RSAES-PKCS1-v1_5 key transport (RFC 8017, section 7.2.2) with a
-// key whose purpose is RADecrypt or RA. opts must be a [*SessionKeyOptions]
-// with the length of the key that is looked for. It ignores rand: the random key comes from
-// crypto/rand.
+// Decrypt opens RSAES-PKCS1-v1_5 (RFC 8017, section 7.2.2) or RSAES-OAEP key transport
+// with a key whose purpose is RADecrypt or RA. opts is a [*SessionKeyOptions] or an
+// [*OAEPOptions]. It ignores rand: the random key comes from crypto/rand.
 //
 // Whatever is wrong with the padding, or if the key in it has another length, the answer is a random
 // key of that length and no error, after the same work: the caller must decrypt
@@ -333,15 +331,15 @@ func (b Bound) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts
 	if !k.spec.Purpose.opens() || !isRSA {
 		return fail(ErrPurpose)
 	}
-	o, ok := opts.(*SessionKeyOptions)
-	if !ok || o == nil || o.SessionKeyLen < minSessionKey || o.SessionKeyLen > maxSessionKey {
-		return fail(fmt.Errorf("%w: only PKCS#1 v1.5 with the session key's length", ErrAlgorithm))
+	n, unpad, err := keyLen(opts, pub)
+	if err != nil {
+		return fail(err)
 	}
 	if len(ciphertext) != pub.Size() || new(big.Int).SetBytes(ciphertext).Cmp(pub.N) >= 0 {
 		return fail(ErrCiphertext)
 	}
-	random := make([]byte, o.SessionKeyLen)
-	if _, err := rand.Read(random); err != nil { // before the token is asked, so that no failure can be told by it
+	random, err := randomKey(n) // before the token is asked, so that no failure can be told by it
+	if err != nil {
 		return fail(err)
 	}
 	em, err := k.rawDecrypt(b.ctx, bytes.Clone(ciphertext), pub.Size())
@@ -380,12 +378,12 @@ func (k *Key) rawDecrypt(ctx context.Context, ciphertext []byte, size int) ([]by
 	})
 }
 
-// unpad copies the last len(key) bytes of em to key if em is 00 02, at least
+// unpad15 copies the last len(key) bytes of em to key if em is 00 02, at least
 // eight bytes that are not zero, 00 and those bytes, and leaves key as it is if
 // not. As the key's length is known, so is the place of the separator, and no
 // branch or index depends on em. The caller makes em at least 11 bytes longer
 // than key.
-func unpad(em, key []byte) {
+func unpad15(em, key []byte) {
 	split := len(em) - len(key)
 	good := subtle.ConstantTimeByteEq(em[0], 0) & subtle.ConstantTimeByteEq(em[1], 2)
 	for _, b := range em[2 : split-1] {
