@@ -83,7 +83,10 @@ func OpenDevices(ctx context.Context, cfg *config.Config, env Env, a GateAuthori
 	d, inherited := cfg.Devices, g.env.Listener("devices")
 	s, err := listen.New(listen.Options{
 		Name: "devices", Listener: inherited, Address: unlessInherited(inherited, d.Listen), GetCertificate: cert.GetCertificate,
-		Handler:        gate.Devices(a, rpc.ProfileKeys{Keys: keys, Of: raKeys(cfg)}, d.BrokenPerMinute, g.env.Now, g.env.Zap.Named("scep")),
+		Handler: gate.Devices(gate.DevicesOptions{
+			Authority: a, Keys: rpc.ProfileKeys{Keys: keys, Of: raKeys(cfg)},
+			DefaultProfile: d.DefaultProfile, BrokenPerMinute: d.BrokenPerMinute, Now: g.env.Now, Log: g.env.Zap.Named("scep"),
+		}),
 		ConnsPerSource: d.ConnsPerSource, MaxConns: d.MaxConns, HandshakesPerSource: d.Handshakes, Log: g.env.Zap.Named("devices"),
 		ACMEValidation: cfg.TLS.Mode == "acme",
 	})

@@ -45,6 +45,7 @@ type Request struct {
 	Source   string    // the peer's address, host:port
 	Arrived  time.Time // when the gate had the whole message
 	Proof    Proof
+	Client   Client
 }
 
 // Status is what became of a request.
@@ -127,6 +128,7 @@ type Rejected struct {
 	MessageDigest string // hex SHA-256 of the message, "" if there was none
 	Bytes         int64  // of the message
 	Served        bool   // true for a plain question that was answered, such as GetCACaps
+	Client        Client // of a message; zero for a plain question
 }
 
 // Service is what a profile offers to its devices.
@@ -141,6 +143,12 @@ type Service struct {
 	Ciphers      []string // of envelopes, such as "AES-128-CBC"
 	LegacySHA1   bool
 	LegacyDES3   bool
+
+	// AnySignerKey: a self-signed signer need not have the key of the CSR.
+	AnySignerKey bool
+	// PasswordRecipient: who cannot decrypt has the answer to a new enrollment
+	// encrypted under its challenge.
+	PasswordRecipient bool
 }
 
 // Authority decides. It is safe for concurrent use.
@@ -155,9 +163,17 @@ type Authority interface {
 	Reject(ctx context.Context, r Rejected) (requestID string, err error)
 }
 
+// OAEPOptions have a content-encryption key of KeyLen octets opened that was sent
+// by RSAES-OAEP (RFC 8017, section 7.1) with an empty label.
+type OAEPOptions struct {
+	KeyLen    int
+	Hash, MGF crypto.Hash // of the label, and of the mask generation function MGF1
+}
+
 // Keys gives the gate the use of the two RA keys of a profile's issuer, and of
 // no other key. The decrypter takes [crypto/rsa.PKCS1v15DecryptOptions] with a
-// SessionKeyLen and returns a random key of that length on any padding failure.
+// SessionKeyLen or [*OAEPOptions], and returns a random key of that length on any
+// padding failure.
 type Keys interface {
 	Decrypter(ctx context.Context, profile string) (crypto.Decrypter, error)
 	Signer(ctx context.Context, profile string) (crypto.Signer, error)

@@ -94,6 +94,7 @@ func (p *Pipeline) crl(ctx context.Context, q *proven, _ store.Issuance) (protoc
 func (p *Pipeline) found(ctx context.Context, q *proven, o audit.Object) error {
 	o["profile"], o["transaction"], o["message_type"] = q.profile.Name, cut(q.message.TransactionID), strconv.Itoa(q.message.Type)
 	o["signer_cert"] = q.signerDigest
+	addClient(o, q.sender(""))
 	_, err := p.log.Append(ctx, audit.Entry{Event: eventLookup, Outcome: outFound, Request: q.id, Actor: q.actor(), Object: o})
 	return err
 }

@@ -57,6 +57,7 @@ func (p *Pipeline) pend(ctx context.Context, q *proven, f policy.Facts, g grant,
 	}
 	o := store.PendingObject(w)
 	o["by"], o["signer_cert"] = g.by, q.signerDigest
+	addClient(o, q.sender(g.kind))
 	if err := ctx.Err(); err != nil {
 		return protocol.Outcome{}, fmt.Errorf("authority: before the record: %w", err)
 	}

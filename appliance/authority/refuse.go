@@ -86,9 +86,11 @@ func (p *Pipeline) refuse(ctx context.Context, q *proven, f *policy.Facts, v *ve
 			o["challenge_refused"] = v.challenge.ID
 		}
 	}
+	kind := ""
 	if f != nil {
-		o["facts"] = audit.Object(f.Object())
+		o["facts"], kind = audit.Object(f.Object()), f.Kind
 	}
+	addClient(o, q.sender(kind))
 	if q.message.Type != 0 {
 		o["message_type"] = strconv.Itoa(q.message.Type)
 	}
@@ -173,8 +175,9 @@ func (p *Pipeline) unserved(ctx context.Context, id string, r protocol.Request, 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
 	defer cancel()
-	_, err = p.log.Append(ctx, audit.Entry{Event: "message", Outcome: "rejected", Request: id, Actor: audit.Actor{Kind: "device", Source: r.Source},
-		Object: audit.Object{"protocol": r.Protocol, "profile": cut(r.Profile), "why": why, "signer_cert": digest(r.Proof.SignerCert)}})
+	o := audit.Object{"protocol": r.Protocol, "profile": cut(r.Profile), "why": why, "signer_cert": digest(r.Proof.SignerCert)}
+	addClient(o, r.Client)
+	_, err = p.log.Append(ctx, audit.Entry{Event: "message", Outcome: "rejected", Request: id, Actor: audit.Actor{Kind: "device", Source: r.Source}, Object: o})
 	if err != nil {
 		p.zap.Error("a request that was not decided could not be recorded", zap.String("request", id), zap.Error(err))
 	}
@@ -197,6 +200,7 @@ func (p *Pipeline) Reject(ctx context.Context, r protocol.Rejected) (string, err
 			o[key] = cut(value)
 		}
 	}
+	addClient(o, r.Client)
 	_, err := p.log.Append(ctx, audit.Entry{Event: "message", Outcome: out, Request: id, Actor: audit.Actor{Kind: "device", Source: r.Source}, Object: o})
 	return id, err
 }

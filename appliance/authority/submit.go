@@ -114,10 +114,9 @@ func (p *Pipeline) again(ctx context.Context, q *proven) (protocol.Outcome, bool
 	if err != nil {
 		return protocol.Outcome{}, false, fmt.Errorf("authority: looking up the transaction: %w", err)
 	}
-	_, err = p.log.Append(ctx, audit.Entry{
-		Event: store.EventEnroll, Outcome: store.OutRepeated, Request: q.id, Actor: q.actor(),
-		Object: audit.Object{"serial": was.Serial, "first": was.Request, "profile": q.profile.Name, "transaction": cut(q.message.TransactionID)},
-	})
+	o := audit.Object{"serial": was.Serial, "first": was.Request, "profile": q.profile.Name, "transaction": cut(q.message.TransactionID)}
+	addClient(o, q.sender(""))
+	_, err = p.log.Append(ctx, audit.Entry{Event: store.EventEnroll, Outcome: store.OutRepeated, Request: q.id, Actor: q.actor(), Object: o})
 	if err != nil {
 		return protocol.Outcome{}, false, err
 	}
@@ -149,7 +148,9 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 	if waits { // with what would be issued looked at, so that nobody approves what cannot be
 		return p.pend(ctx, q, f, g, d)
 	}
-	der, err := p.issue(ctx, q.id, q.actor(), ticket, intentOf(ticket, i, f, g, d))
+	o := intentOf(ticket, i, f, g, d)
+	addClient(o, q.sender(g.kind))
+	der, err := p.issue(ctx, q.id, q.actor(), ticket, o)
 	if errors.Is(err, audit.ErrTooLarge) { // so nothing of it was written
 		return p.refuse(ctx, q, &f, notAllowed("record", "too large", "the request asks for more than a record holds"))
 	}

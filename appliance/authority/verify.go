@@ -24,6 +24,7 @@ type proven struct {
 	id      string
 	profile *policy.Profile
 	source  string
+	client  protocol.Client // by the gate's word; see sender
 
 	message scep.Message
 	signer  *cms.Certificate
@@ -60,7 +61,7 @@ func badProof(why string) *verdict {
 // verify reads everything that a decision needs from the proof's bytes. What it
 // returns is filled as far as it came, for the record.
 func (p *Pipeline) verify(ctx context.Context, id string, r protocol.Request, profile *policy.Profile) (*proven, *verdict, error) {
-	q := &proven{id: id, profile: profile, source: r.Source, digest: r.Proof.Digest}
+	q := &proven{id: id, profile: profile, source: r.Source, client: r.Client, digest: r.Proof.Digest}
 	signer, err := cms.ParseCertificate(r.Proof.SignerCert)
 	if err != nil {
 		return q, badProof("signer certificate does not parse"), nil

@@ -312,6 +312,9 @@ func (l *loader) profiles() {
 		return
 	}
 	l.c.Policies = set
+	if name := l.c.Devices.DefaultProfile; name != "" && !slices.Contains(set.Names(), name) {
+		l.fault("devices.default_profile", fmt.Sprintf("profile %q is defined nowhere", name), policy.Nearest(name, set.Names()))
+	}
 	var issuers []string
 	for _, i := range l.c.File.Issuers {
 		issuers = append(issuers, i.Name)

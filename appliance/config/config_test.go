@@ -178,25 +178,26 @@ func TestFaultsNameTheirPlace(t *testing.T) {
 		path, nearest string
 		line          int
 	}{
-		"an unknown key":                     {"  serial:", "  serail:", "token.serail", "serial", 8},
-		"an unknown section":                 {"audit: {", "audti: {", "audti", "audit", 21},
-		"a key given twice":                  {"version: 1", "version: 1\nversion: 1", "version", "", 2},
-		"text for a number":                  {"version: 1", "version: one", "version", "", 1},
-		"another version":                    {"version: 1", "version: 2", "version", "", 1},
-		"a number for text":                  {"origin: corp.example/log", "origin: 7", "origin", "", 3},
-		"a key of another purpose":           {"ra_sign: {key: ra-sign,", "ra_sign: {key: ra-decrypt,", "issuers[0].ra_sign.key", "", 19},
-		"a key that is nowhere":              {"ra_sign: {key: ra-sign,", "ra_sign: {key: ra-sgn,", "issuers[0].ra_sign.key", "ra-sign", 19},
-		"an RA certificate of another usage": {"certificate: ra-sign.pem", "certificate: ra-decrypt.pem", "issuers[0].ra_sign.certificate", "", 19},
-		"an RA certificate of no RA":         {"certificate: ra-sign.pem", "certificate: audit.pem", "issuers[0].ra_sign.certificate", "", 19},
-		"the devices' CA for operators":      {"ca: operator-ca.pem", "ca: ca.pem", "operators.ca", "", 24},
-		"the devices' CA by another name":    {"ca: operator-ca.pem", "ca: ca-again.pem", "operators.ca", "", 24},
-		"the devices' CA and no address":     {`listen: ":9443", ca: operator-ca.pem`, "ca: ca.pem", "operators.ca", "", 24},
-		"plain HTTP":                         {"https://scep", "http://scep", "devices.url", "", 23},
-		"no port":                            {`listen: ":8443"`, `listen: "8443"`, "devices.listen", "", 23},
-		"two sources of a PIN":               {"pin: {file: pin}", "pin: {file: pin, credential: pin}", "token.pin", "", 9},
-		"a path for a credential":            {"pin: {file: pin}", "pin: {credential: ../pin}", "token.pin.credential", "", 9},
-		"a missing file":                     {"certificate: audit.pem", "certificate: gone.pem", "audit.certificate", "", 21},
-		"an alias":                           {"state: state", "state: &s state", "state", "", 2},
+		"an unknown key":                      {"  serial:", "  serail:", "token.serail", "serial", 8},
+		"an unknown section":                  {"audit: {", "audti: {", "audti", "audit", 21},
+		"a key given twice":                   {"version: 1", "version: 1\nversion: 1", "version", "", 2},
+		"text for a number":                   {"version: 1", "version: one", "version", "", 1},
+		"another version":                     {"version: 1", "version: 2", "version", "", 1},
+		"a number for text":                   {"origin: corp.example/log", "origin: 7", "origin", "", 3},
+		"a key of another purpose":            {"ra_sign: {key: ra-sign,", "ra_sign: {key: ra-decrypt,", "issuers[0].ra_sign.key", "", 19},
+		"a key that is nowhere":               {"ra_sign: {key: ra-sign,", "ra_sign: {key: ra-sgn,", "issuers[0].ra_sign.key", "ra-sign", 19},
+		"an RA certificate of another usage":  {"certificate: ra-sign.pem", "certificate: ra-decrypt.pem", "issuers[0].ra_sign.certificate", "", 19},
+		"an RA certificate of no RA":          {"certificate: ra-sign.pem", "certificate: audit.pem", "issuers[0].ra_sign.certificate", "", 19},
+		"the devices' CA for operators":       {"ca: operator-ca.pem", "ca: ca.pem", "operators.ca", "", 24},
+		"the devices' CA by another name":     {"ca: operator-ca.pem", "ca: ca-again.pem", "operators.ca", "", 24},
+		"the devices' CA and no address":      {`listen: ":9443", ca: operator-ca.pem`, "ca: ca.pem", "operators.ca", "", 24},
+		"plain HTTP":                          {"https://scep", "http://scep", "devices.url", "", 23},
+		"no port":                             {`listen: ":8443"`, `listen: "8443"`, "devices.listen", "", 23},
+		"two sources of a PIN":                {"pin: {file: pin}", "pin: {file: pin, credential: pin}", "token.pin", "", 9},
+		"a path for a credential":             {"pin: {file: pin}", "pin: {credential: ../pin}", "token.pin.credential", "", 9},
+		"a missing file":                      {"certificate: audit.pem", "certificate: gone.pem", "audit.certificate", "", 21},
+		"a default profile that is not there": {`listen: ":8443"`, `default_profile: wiif, listen: ":8443"`, "devices.default_profile", "wifi", 23},
+		"an alias":                            {"state: state", "state: &s state", "state", "", 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text := strings.Replace(good, tt.from, tt.to, 1)
@@ -233,6 +234,14 @@ func TestEveryFaultIsReportedAtOnce(t *testing.T) {
 	text := strings.NewReplacer("origin: corp.example/log", "origin: Corp", "mode: internal", "mode: none", `listen: ":8443"`, `listen: "x"`).Replace(good)
 	if _, faults := load(t, site(t), text); len(faults) != 3 {
 		t.Errorf("%d faults, want 3: %v", len(faults), faults)
+	}
+}
+
+// Covers: S-007
+func TestADefaultProfile(t *testing.T) {
+	c, faults := load(t, site(t), strings.Replace(good, `listen: ":8443"`, `default_profile: wifi, listen: ":8443"`, 1))
+	if faults != nil || c.Devices.DefaultProfile != "wifi" {
+		t.Errorf("%v", faults)
 	}
 }
 

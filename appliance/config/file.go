@@ -131,6 +131,9 @@ type Devices struct {
 	// wait; default 60. Raise it for devices behind one address.
 	BrokenPerMinute int `yaml:"broken_per_minute"`
 	Handshakes      int `yaml:"handshakes_per_source"` // in a second; default 50
+	// DefaultProfile is the profile of paths that name none, such as
+	// /cgi-bin/pkiclient.exe and /certsrv/mscep/mscep.dll; "": they are not found.
+	DefaultProfile string `yaml:"default_profile"`
 }
 
 // Operators is the API's local socket, and its listener, which wants a client

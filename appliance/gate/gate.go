@@ -5,7 +5,7 @@
 // # What a caller may rely on
 //
 // To devices only what is routed here is served: the SCEP paths of configured
-// profiles. Everything else is answered 404 with a fixed text and recorded by
+// profiles, and those of other servers for a default one. Everything else is answered 404 with a fixed text and recorded by
 // nobody, as it asks for nothing. From operators every request goes on to the
 // authority, which decides and records.
 //
@@ -24,22 +24,28 @@ import (
 	"github.com/postern-pki/postern/protocol/scep"
 )
 
-// Devices returns the handler of the devices' listener. brokenPerMinute is how many
-// envelopes a source may get wrong; 0 for the protocol's own default.
-func Devices(authority protocol.Authority, keys protocol.Keys, brokenPerMinute int, now func() time.Time, log *zap.Logger) http.Handler {
-	handler := scep.NewHandler(scep.Options{Authority: authority, Keys: keys, BrokenPerMinute: brokenPerMinute, Now: now, Log: log})
+// DevicesOptions are what [Devices] needs.
+type DevicesOptions struct {
+	Authority       protocol.Authority
+	Keys            protocol.Keys
+	DefaultProfile  string // of paths that name none; "" for none
+	BrokenPerMinute int    // how many envelopes a source may get wrong; 0 for the protocol's own default
+	Now             func() time.Time
+	Log             *zap.Logger
+}
+
+// Devices returns the handler of the devices' listener.
+func Devices(o DevicesOptions) http.Handler {
+	handler := scep.NewHandler(scep.Options{
+		Authority: o.Authority, Keys: o.Keys, DefaultProfile: o.DefaultProfile, BrokenPerMinute: o.BrokenPerMinute, Now: o.Now, Log: o.Log,
+	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// No ServeMux, which redirects paths that are not clean: a SCEP client does
 		// not follow, and the handler has its own list of paths.
-		if isSCEP(r.URL.Path) {
+		if scep.Serves(r.URL.Path) {
 			handler.ServeHTTP(w, r)
 			return
 		}
 		http.NotFound(w, r)
 	})
-}
-
-func isSCEP(path string) bool {
-	const prefix = "/scep/"
-	return len(path) > len(prefix) && path[:len(prefix)] == prefix
 }

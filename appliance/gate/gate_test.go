@@ -40,7 +40,7 @@ func (n nobody) Signer(context.Context, string) (crypto.Signer, error) {
 
 // What is not routed is answered 404, and leads nowhere else.
 func TestWhatIsNotRoutedIsNotFound(t *testing.T) {
-	h := gate.Devices(nobody{t}, nobody{t}, 0, time.Now, zap.NewNop())
+	h := gate.Devices(gate.DevicesOptions{Authority: nobody{t}, Keys: nobody{t}, Now: time.Now, Log: zap.NewNop()})
 	for _, path := range []string{
 		"/", "/scep", "/scep/", "//scep/demo", "//evil.example/..", "/x/../scep/demo", "/./scep/demo", "/api/v1/status", "/SCEP/demo",
 		"/scep/unknown", "/scep/..", "/scep/%2e%2e/api", "/scep/a%2fb", "/scep//demo",

@@ -13,13 +13,16 @@ import (
 )
 
 // Open implements [rpc.GateKeys].
-func (k *Keyholder) Open(ctx context.Context, id rpc.KeyID, encrypted []byte, size int) ([]byte, error) {
+func (k *Keyholder) Open(ctx context.Context, id rpc.KeyID, encrypted []byte, t rpc.Transport) ([]byte, error) {
 	key, err := k.raKey(id, hsm.RADecrypt, "open an envelope")
 	if err != nil {
 		return nil, err
 	}
 	defer k.wanted()()
-	return key.With(ctx).Decrypt(nil, encrypted, &hsm.SessionKeyOptions{SessionKeyLen: size})
+	if t.Hash != 0 || t.MGF != 0 {
+		return key.With(ctx).Decrypt(nil, encrypted, &hsm.OAEPOptions{KeyLen: t.Size, Hash: t.Hash, MGF: t.MGF})
+	}
+	return key.With(ctx).Decrypt(nil, encrypted, &hsm.SessionKeyOptions{SessionKeyLen: t.Size})
 }
 
 // SignReply implements [rpc.GateKeys].

@@ -217,6 +217,7 @@ func encodeRequest(e *link.Encoder, r protocol.Request) {
 	e.Bytes(r.Proof.Signature)
 	e.Bytes(r.Proof.Envelope)
 	e.Bytes(r.Proof.ContentKey)
+	encodeClient(e, r.Client)
 }
 
 func decodeRequest(d *link.Decoder) protocol.Request {
@@ -225,7 +226,18 @@ func decodeRequest(d *link.Decoder) protocol.Request {
 		SignerCert: d.Bytes(maxPart), Digest: decodeHash(d), SignedAttrs: d.Bytes(maxPart), Signature: d.Bytes(maxPart),
 		Envelope: d.Bytes(maxPart), ContentKey: d.Bytes(maxName),
 	}
+	r.Client = decodeClient(d)
 	return r
+}
+
+func encodeClient(e *link.Encoder, c protocol.Client) {
+	e.String(c.Agent[:min(len(c.Agent), protocol.MaxAgent)])
+	e.Uint(uint64(c.Traits))
+}
+
+// decodeClient reads traits of any number: who records them leaves out unknown ones.
+func decodeClient(d *link.Decoder) protocol.Client {
+	return protocol.Client{Agent: d.String(protocol.MaxAgent), Traits: protocol.Traits(d.Uint())}
 }
 
 // decodeHash reads the number of a hash; who uses it checks that it is one of its own.
@@ -258,6 +270,7 @@ func encodeRejected(e *link.Encoder, r protocol.Rejected) {
 	e.Uint(uint64(r.Kind))
 	e.Int(r.Bytes)
 	e.Bool(r.Served)
+	encodeClient(e, r.Client)
 }
 
 func decodeRejected(d *link.Decoder) (r protocol.Rejected) {
@@ -265,6 +278,7 @@ func decodeRejected(d *link.Decoder) (r protocol.Rejected) {
 		*s = d.String(maxPart)
 	}
 	r.Kind, r.Bytes, r.Served = protocol.Kind(d.Small()), d.Int(), d.Bool()
+	r.Client = decodeClient(d)
 	return r
 }
 
@@ -282,6 +296,8 @@ func encodeService(e *link.Encoder, s protocol.Service) {
 	e.Strings(s.Ciphers)
 	e.Bool(s.LegacySHA1)
 	e.Bool(s.LegacyDES3)
+	e.Bool(s.AnySignerKey)
+	e.Bool(s.PasswordRecipient)
 }
 
 func decodeService(d *link.Decoder) protocol.Service {
@@ -293,5 +309,6 @@ func decodeService(d *link.Decoder) protocol.Service {
 		s.Digests = append(s.Digests, decodeHash(d))
 	}
 	s.Ciphers, s.LegacySHA1, s.LegacyDES3 = d.Strings(maxList, maxName), d.Bool(), d.Bool()
+	s.AnySignerKey, s.PasswordRecipient = d.Bool(), d.Bool()
 	return s
 }

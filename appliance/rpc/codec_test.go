@@ -49,7 +49,7 @@ func FuzzRequest(f *testing.F) {
 		protocol.Request{Arrived: time.Unix(0, 0)},
 		protocol.Request{Protocol: "scep", Profile: "wifi", Source: "192.0.2.7:4711", Arrived: time.Unix(1_800_000_000, 999_999_999), Proof: protocol.Proof{
 			SignerCert: []byte{0x30, 0}, Digest: crypto.SHA512, SignedAttrs: []byte{0x31, 0}, Signature: []byte{1}, Envelope: []byte{2, 3}, ContentKey: make([]byte, 16),
-		}},
+		}, Client: protocol.Client{Agent: "a", Traits: 1<<40 | 3}},
 		protocol.Request{Source: "\xff\x00", Arrived: time.Unix(-1, 1), Proof: protocol.Proof{Envelope: bytes.Repeat([]byte{7}, maxPart), ContentKey: make([]byte, maxName)}})
 }
 
@@ -66,7 +66,7 @@ func FuzzRejected(f *testing.F) {
 	roundTrip(f, encodeRejected, decodeRejected,
 		protocol.Rejected{},
 		protocol.Rejected{Protocol: "scep", Profile: "wifi", Source: "192.0.2.7:1", Operation: "GetCACaps", Kind: protocol.NotFound, Why: "w", Transaction: "t",
-			MessageType: "19", MessageDigest: strings.Repeat("0", 64), Bytes: 1 << 40, Served: true},
+			MessageType: "19", MessageDigest: strings.Repeat("0", 64), Bytes: 1 << 40, Served: true, Client: protocol.Client{Agent: strings.Repeat("x", protocol.MaxAgent), Traits: protocol.TraitSHA1}},
 		protocol.Rejected{Operation: strings.Repeat("x", maxPart), Bytes: -1})
 }
 
@@ -74,7 +74,7 @@ func FuzzService(f *testing.F) {
 	roundTrip(f, encodeService, decodeService,
 		protocol.Service{},
 		protocol.Service{Profile: "wifi", Capabilities: []string{"AES", ""}, RASign: []byte{1}, RADecrypt: []byte{2}, CA: []byte{3}, Chain: [][]byte{{4}, {5}},
-			Digests: []crypto.Hash{crypto.SHA256, crypto.SHA1}, Ciphers: []string{"AES-128-CBC"}, LegacySHA1: true, LegacyDES3: true})
+			Digests: []crypto.Hash{crypto.SHA256, crypto.SHA1}, Ciphers: []string{"AES-128-CBC"}, LegacySHA1: true, LegacyDES3: true, AnySignerKey: true, PasswordRecipient: true})
 }
 
 func FuzzFacts(f *testing.F) {

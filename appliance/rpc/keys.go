@@ -40,11 +40,18 @@ type KeyID [sha256.Size]byte
 // KeyIDOf returns the id of a certificate's key.
 func KeyIDOf(c *x509.Certificate) KeyID { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
 
+// Transport is how a content-encryption key was sent: its length in octets, and the
+// hashes of RSAES-OAEP and its MGF1, both 0 for RSAES-PKCS1-v1_5.
+type Transport struct {
+	Size      int
+	Hash, MGF crypto.Hash
+}
+
 // GateKeys is what the keyholder does for gates.
 type GateKeys interface {
-	// Open opens RSA key transport with an RA-decrypt key and returns size octets:
+	// Open opens RSA key transport with an RA-decrypt key and returns t.Size octets:
 	// those that were sent, or random ones.
-	Open(ctx context.Context, key KeyID, encrypted []byte, size int) ([]byte, error)
+	Open(ctx context.Context, key KeyID, encrypted []byte, t Transport) ([]byte, error)
 	// SignReply signs a CertRep's digest with an RA-sign key.
 	SignReply(ctx context.Context, key KeyID, digest []byte, h crypto.Hash) ([]byte, error)
 	// SignTLS signs a handshake's digest with the listeners' key.
@@ -69,11 +76,13 @@ func (k *Keyholder) Close() error { return k.c.Close() }
 func (k *Keyholder) Ready(ctx context.Context) error { return k.c.Ready(ctx) }
 
 // Open implements [GateKeys].
-func (k *Keyholder) Open(ctx context.Context, key KeyID, encrypted []byte, size int) ([]byte, error) {
+func (k *Keyholder) Open(ctx context.Context, key KeyID, encrypted []byte, t Transport) ([]byte, error) {
 	e := link.Sized(64 + len(encrypted))
 	e.Bytes(key[:])
 	e.Bytes(encrypted)
-	e.Uint(uint64(size))
+	e.Uint(uint64(t.Size))
+	e.Uint(uint64(t.Hash))
+	e.Uint(uint64(t.MGF))
 	return k.ask(ctx, verbOpen, e, maxKeySize)
 }
 
@@ -122,11 +131,12 @@ func gateTable(k GateKeys) map[string]map[link.Verb]link.Handler {
 		return answer(out)(k.SignTLS(ctx, digest, h))
 	}}
 	open := link.Handler{Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
-		key, encrypted, size := decodeKeyID(d), d.Bytes(maxSignature), d.Small()
+		key, encrypted := decodeKeyID(d), d.Bytes(maxSignature)
+		t := Transport{Size: d.Small(), Hash: decodeHash(d), MGF: decodeHash(d)}
 		if err := d.Err(); err != nil {
 			return err
 		}
-		return answer(out)(k.Open(ctx, key, encrypted, size))
+		return answer(out)(k.Open(ctx, key, encrypted, t))
 	}}
 	reply := link.Handler{Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
 		key, digest, h := decodeKeyID(d), d.Bytes(maxDigest), decodeHash(d)
@@ -207,12 +217,22 @@ type raDecrypter struct {
 func (r raDecrypter) Public() crypto.PublicKey { return r.key.Public }
 
 func (r raDecrypter) Decrypt(_ io.Reader, encrypted []byte, opts crypto.DecrypterOpts) ([]byte, error) {
-	o, ok := opts.(*sessionKeyOptions)
-	if !ok || o == nil || o.SessionKeyLen <= 0 || o.SessionKeyLen > maxKeySize {
-		return nil, fmt.Errorf("%w: only PKCS#1 v1.5 with the session key's length", ErrNoKey)
+	var t Transport
+	switch o := opts.(type) {
+	case *sessionKeyOptions:
+		if o != nil {
+			t.Size = o.SessionKeyLen
+		}
+	case *protocol.OAEPOptions:
+		if o != nil && o.Hash != 0 && o.MGF != 0 {
+			t = Transport{o.KeyLen, o.Hash, o.MGF}
+		}
 	}
-	key, err := r.keys.Open(r.ctx, r.key.ID, encrypted, o.SessionKeyLen)
-	if err == nil && len(key) != o.SessionKeyLen {
+	if t.Size <= 0 || t.Size > maxKeySize {
+		return nil, fmt.Errorf("%w: only PKCS#1 v1.5 and OAEP with the session key's length", ErrNoKey)
+	}
+	key, err := r.keys.Open(r.ctx, r.key.ID, encrypted, t)
+	if err == nil && len(key) != t.Size {
 		return nil, fmt.Errorf("%w: a key of %d octets", ErrMessage, len(key))
 	}
 	return key, err

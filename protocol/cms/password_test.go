@@ -121,8 +121,11 @@ func TestPasswordRecipientBounds(t *testing.T) {
 		}
 	}
 	for name, change := range map[string]func(p *tlv){
-		"nothing":            func(*tlv) {},
-		"the key's length":   func(p *tlv) { d := p.at(1, 1); d.kids = append(d.kids[:2:2], &tlv{tag: 2, value: []byte{16}}, d.kids[2]) },
+		"nothing": func(*tlv) {},
+		"the key's length": func(p *tlv) {
+			d := p.at(1, 1)
+			d.kids = append(d.kids[:2:2], &tlv{tag: 2, value: []byte{16}}, d.kids[2])
+		},
 		"HMAC with SHA-1":    func(p *tlv) { p.at(1, 1, 2, 0).value[7] = 7 },
 		"no PRF":             func(p *tlv) { d := p.at(1, 1); d.kids = d.kids[:2] },
 		"a million to count": func(p *tlv) { p.at(1, 1, 1).value = []byte{0x0f, 0x42, 0x40} },

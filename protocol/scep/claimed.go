@@ -18,7 +18,8 @@ const (
 )
 
 // claimed returns the signed attributes of a message whose signature nobody here
-// can verify, so that its sender can be told which algorithm was not understood.
+// can verify, or whose content is of another type, so that its sender can be told
+// what was not understood.
 // Nothing of it is proven, and nothing but a FAILURE comes of it. why is for the
 // log; there are no attributes if they cannot be found.
 func claimed(der []byte) (attrs []cms.Attribute, why string) {
@@ -46,7 +47,7 @@ func claimed(der []byte) (attrs []cms.Attribute, why string) {
 	}
 	set := bytes.Clone(signed)
 	set[0] = byte(cbasn1.SET)
-	attrs, err := cms.ParseAttributes(set)
+	attrs, err := cms.ListAttributes(set)
 	if err != nil {
 		return nil, why
 	}

@@ -41,19 +41,19 @@ func FuzzMessage(f *testing.F) {
 //
 // Covers: S-003
 func FuzzQuery(f *testing.F) {
-	for _, s := range []string{"MIAG", "A%2BA%3D", "+/==", "%0A%0d", "%", "%zz", "-_", "A=A", "\xff"} {
+	for _, s := range []string{"MIAG", "A%2BA%3D", "+/==", "%0A%0d", "%", "%zz", "-_", "A=A", "\xff", "MIAG%252B%250A", "%2525"} {
 		f.Add(s, []byte(s))
 	}
 	f.Fuzz(func(t *testing.T, raw string, message []byte) {
-		if out, ok := scep.DecodeMessage(raw); ok && (len(out) == 0 || len(out) > len(raw)) {
+		if out, _, ok := scep.DecodeMessage(raw); ok && (len(out) == 0 || len(out) > len(raw)) {
 			t.Errorf("%d octets of %d", len(out), len(raw))
 		}
 		if len(message) == 0 {
 			return
 		}
 		std := base64.StdEncoding.EncodeToString(message)
-		for _, s := range []string{std, url.QueryEscape(std), url.QueryEscape(std[:len(std)/2] + "\n" + std[len(std)/2:] + "\n"), base64.RawURLEncoding.EncodeToString(message)} {
-			if out, ok := scep.DecodeMessage(s); !ok || !bytes.Equal(out, message) {
+		for _, s := range []string{std, url.QueryEscape(std), url.QueryEscape(url.QueryEscape(std)), url.QueryEscape(std[:len(std)/2] + "\n" + std[len(std)/2:] + "\n"), base64.RawURLEncoding.EncodeToString(message)} {
+			if out, _, ok := scep.DecodeMessage(s); !ok || !bytes.Equal(out, message) {
 				t.Errorf("%q: %x, want %x", s, out, message)
 			}
 		}

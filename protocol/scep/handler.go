@@ -42,6 +42,9 @@ type Options struct {
 	Keys      protocol.Keys
 	Now       func() time.Time // default time.Now
 	Log       *zap.Logger      // default none; gets faults of the appliance, never what a stranger sent
+	// DefaultProfile is the profile of paths that name none, such as
+	// /cgi-bin/pkiclient.exe; default none: they are not found.
+	DefaultProfile string
 	// BrokenPerMinute is how many envelopes one source may get wrong in a minute: then
 	// it is told to come back later, before the RA key is asked; default 60.
 	BrokenPerMinute int
@@ -52,6 +55,7 @@ type Options struct {
 type handler struct {
 	authority protocol.Authority
 	keys      protocol.Keys
+	fallback  string // the profile of paths that name none
 	now       func() time.Time
 	log       *zap.Logger
 	sleep     func(ctx context.Context, d time.Duration)
@@ -60,9 +64,10 @@ type handler struct {
 }
 
 // NewHandler serves SCEP for all profiles of the authority, each under
-// /scep/<profile>. It wants whole paths: nothing before it may strip a prefix.
+// /scep/<profile>, and the default profile on the paths of [Serves] too. It wants
+// whole paths: nothing before it may strip a prefix.
 func NewHandler(o Options) http.Handler {
-	h := &handler{authority: o.Authority, keys: o.Keys, now: o.Now, log: o.Log, sleep: o.Sleep}
+	h := &handler{authority: o.Authority, keys: o.Keys, fallback: o.DefaultProfile, now: o.Now, log: o.Log, sleep: o.Sleep}
 	if h.now == nil {
 		h.now = time.Now
 	}
@@ -151,13 +156,38 @@ func retryAfter() string {
 	return strconv.FormatInt(5+n.Int64(), 10)
 }
 
-// route returns the profile of a path, which was decoded once. Clients append what
-// they know of other servers (RFC 8894, section 4.1 leaves the path open), but
-// nothing else is taken: an escaped slash, which filters on the way read in
-// different ways, no more than what still looks escaped.
+// Serves reports whether a path, decoded once, is one that the handler knows: below
+// /scep/, or one that other servers have and that names no profile (RFC 8894,
+// section 4.1; what clients append to a URL is there too).
+func Serves(path string) bool {
+	return strings.HasPrefix(path, "/scep/") || bare(path)
+}
+
+// bare reports whether a path has no profile. No profile's name has a dot or is
+// empty.
+func bare(path string) bool {
+	switch path {
+	case "/scep", "/scep/", "/scep/pkiclient.exe", "/scep/mscep.dll", "/cgi-bin/pkiclient.exe",
+		"/certsrv/mscep/mscep.dll", "/certsrv/mscep/mscep.dll/pkiclient.exe":
+		return true
+	default:
+		return false
+	}
+}
+
+// route returns the profile of a path, which was decoded once; "" is the default
+// one. Clients append what they know of other servers (RFC 8894, section 4.1 leaves
+// the path open), but nothing else is taken: an escaped slash, which filters on the
+// way read in different ways, no more than what still looks escaped.
 func route(u *url.URL) (profile string, ok bool) {
+	if strings.ContainsAny(u.Path, "%\\") || strings.Contains(strings.ToLower(u.EscapedPath()), "%2f") {
+		return "", false
+	}
+	if bare(u.Path) {
+		return "", true
+	}
 	rest, ok := strings.CutPrefix(u.Path, "/scep/")
-	if !ok || strings.ContainsAny(rest, "%\\") || strings.Contains(strings.ToLower(u.EscapedPath()), "%2f") {
+	if !ok {
 		return "", false
 	}
 	end := strings.IndexByte(rest, '/')
@@ -240,6 +270,11 @@ func (x *exchange) serve(ctx context.Context, w http.ResponseWriter, r *http.Req
 	if !ok {
 		return x.refuse(ctx, http.StatusNotFound, protocol.NotFound, "path")
 	}
+	if profile == "" {
+		if profile = x.fallback; profile == "" {
+			return x.refuse(ctx, http.StatusNotFound, protocol.NotFound, "no profile in the path, and no default one")
+		}
+	}
 	x.record.Profile = profile
 	var err error
 	x.service, err = x.authority.Service(ctx, profile)
@@ -255,6 +290,6 @@ func (x *exchange) serve(ctx context.Context, w http.ResponseWriter, r *http.Req
 	case r.Method == http.MethodPost:
 		return x.post(ctx, w, r, q)
 	default:
-		return x.get(ctx, q)
+		return x.get(ctx, r, q)
 	}
 }

@@ -70,6 +70,7 @@ func certify(t testing.TB, name string, key crypto.Signer, issuer *holder) holde
 	}
 	parent, signer := template, key
 	if issuer != nil {
+		template.SubjectKeyId = []byte(name)
 		parent, signer = must(x509.ParseCertificate(issuer.cert))(t), issuer.key
 	}
 	return holder{key, must(x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer))(t)}
@@ -80,6 +81,7 @@ type world struct {
 	*httptest.Server
 	device, other, raSign, raDecrypt, ca holder
 	service                              protocol.Service
+	fallback                             string
 
 	mu         sync.Mutex
 	submit     func(protocol.Request) (protocol.Outcome, error)
@@ -117,9 +119,17 @@ func newWorld(t testing.TB) *world {
 
 func (w *world) handler() http.Handler {
 	return scep.NewHandler(scep.Options{
-		Authority: w, Keys: w, Now: func() time.Time { return w.now() }, BrokenPerMinute: 1 << 20, // other tests break more than one may
+		Authority: w, Keys: w, DefaultProfile: w.fallback, Now: func() time.Time { return w.now() }, BrokenPerMinute: 1 << 20, // other tests break more than one may
 		Sleep: func(_ context.Context, d time.Duration) { w.mu.Lock(); w.slept = append(w.slept, d); w.mu.Unlock() },
 	})
+}
+
+// restart has the server use a handler of what the world is now.
+func (w *world) restart(t testing.TB) {
+	t.Helper()
+	w.Close()
+	w.Server = httptest.NewTLSServer(w.handler())
+	t.Cleanup(w.Close)
 }
 
 func (w *world) Service(_ context.Context, profile string) (protocol.Service, error) {
@@ -163,6 +173,9 @@ func (d decrypter) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.Decrypter
 	d.w.mu.Lock()
 	defer d.w.mu.Unlock()
 	d.w.decrypts++
+	if o, ok := opts.(*protocol.OAEPOptions); ok {
+		return d.w.openOAEP(ciphertext, o)
+	}
 	//lint:ignore SA1019 as protocol.Keys says
 	o, ok := opts.(*rsa.PKCS1v15DecryptOptions) //nolint:staticcheck // as protocol.Keys says
 	if !ok || o.SessionKeyLen == 0 {
@@ -176,6 +189,16 @@ func (d decrypter) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.Decrypter
 	//lint:ignore SA1019 as the token does
 	err := rsa.DecryptPKCS1v15SessionKey(nil, d.w.raDecrypt.key.(*rsa.PrivateKey), ciphertext, key) //nolint:staticcheck // as the token does
 	return key, err
+}
+
+// openOAEP is [decrypter.Decrypt] for the other key transport.
+func (w *world) openOAEP(ciphertext []byte, o *protocol.OAEPOptions) ([]byte, error) {
+	key, err := w.raDecrypt.key.(*rsa.PrivateKey).Decrypt(nil, ciphertext, &rsa.OAEPOptions{Hash: o.Hash, MGFHash: o.MGF})
+	if err != nil || len(key) != o.KeyLen {
+		key = make([]byte, o.KeyLen)
+		_, _ = rand.Read(key)
+	}
+	return key, w.decryptErr
 }
 
 func (w *world) lastRejected(t testing.TB) protocol.Rejected {
@@ -271,6 +294,16 @@ type certRep struct {
 
 func (w *world) certRep(t testing.TB, r reply) certRep {
 	t.Helper()
+	c := w.certRepTo(t, r, transaction, nonce)
+	if len(c.senderNonce) != 16 {
+		t.Errorf("senderNonce %x", c.senderNonce)
+	}
+	return c
+}
+
+// certRepTo is certRep of a request with other attributes, which are echoed.
+func (w *world) certRepTo(t testing.TB, r reply, transaction, nonce cms.Attribute) certRep {
+	t.Helper()
 	if r.status != http.StatusOK || r.header.Get("Content-Type") != "application/x-pki-message" {
 		t.Fatalf("status %d, type %q, body %q", r.status, r.header.Get("Content-Type"), r.body)
 	}
@@ -305,12 +338,8 @@ func (w *world) certRep(t testing.TB, r reply) certRep {
 	if got := plain(scep.OIDMessageType, asn1.TagPrintableString); got != "3" {
 		t.Errorf("messageType %q", got)
 	}
-	c := certRep{Signed: s, status: plain(scep.OIDPKIStatus, asn1.TagPrintableString), failInfo: plain(scep.OIDFailInfo, asn1.TagPrintableString),
+	return certRep{Signed: s, status: plain(scep.OIDPKIStatus, asn1.TagPrintableString), failInfo: plain(scep.OIDFailInfo, asn1.TagPrintableString),
 		failText: plain(scep.OIDFailInfoText, asn1.TagUTF8String), senderNonce: []byte(plain(scep.OIDSenderNonce, asn1.TagOctetString))}
-	if len(c.senderNonce) != 16 {
-		t.Errorf("senderNonce %x", c.senderNonce)
-	}
-	return c
 }
 
 func ecKey(t testing.TB) crypto.Signer {

@@ -153,11 +153,15 @@ func TestSlowWriter(t *testing.T) {
 	}
 }
 
-func TestEscapedOnce(t *testing.T) {
+// Covers: S-004, A-16
+func TestEscapedThrice(t *testing.T) {
 	w := newWorld(t)
-	twice := url.QueryEscape(url.QueryEscape(base64.StdEncoding.EncodeToString(w.message(t, nil)) + "+/="))
-	if r := w.do(t, "GET", "/scep/wifi?operation=PKIOperation&message="+twice, nil); r.status != 400 {
-		t.Errorf("a message that was escaped twice: %d", r.status)
+	message := base64.StdEncoding.EncodeToString(w.message(t, nil)) + "\n"
+	for times, want := range []int{200, 200, 200, 400, 400} {
+		if r := w.do(t, "GET", "/scep/wifi?operation=PKIOperation&message="+strings.TrimRight(message, "\n"), nil); r.status != want {
+			t.Errorf("a message that was escaped %d times: %d, want %d", times, r.status, want)
+		}
+		message = url.QueryEscape(message)
 	}
 }
 

@@ -25,7 +25,7 @@ const (
 )
 
 // get answers the operations of a GET (RFC 8894, sections 3.5.2, 4.2, 4.3, 4.7).
-func (x *exchange) get(ctx context.Context, q query) (answer, error) {
+func (x *exchange) get(ctx context.Context, r *http.Request, q query) (answer, error) {
 	switch q.operation {
 	case opCaps:
 		return x.caps(ctx)
@@ -34,11 +34,14 @@ func (x *exchange) get(ctx context.Context, q query) (answer, error) {
 	case opNextCA:
 		return x.refuse(ctx, http.StatusNotFound, protocol.Unsupported, "no next CA")
 	case opMessage:
+		x.sentBy(r)
+		x.odd(protocol.TraitGet)
 		if len(q.message) > maxQueryMessage {
 			x.record.Bytes = int64(len(q.message))
 			return x.refuse(ctx, http.StatusRequestURITooLong, protocol.Unsupported, "message too long")
 		}
-		message, ok := decodeMessage(q.message)
+		message, odd, ok := decodeMessage(q.message)
+		x.odd(odd)
 		if !ok {
 			x.record.Bytes = int64(len(q.message))
 			return x.refuse(ctx, http.StatusBadRequest, protocol.Unsupported, "message is not base64")
@@ -57,6 +60,7 @@ func (x *exchange) post(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		return x.refuse(ctx, http.StatusBadRequest, protocol.Unsupported, "operation cannot be posted")
 	}
 	x.record.Operation = opMessage
+	x.sentBy(r)
 	if r.ContentLength > maxBody {
 		x.record.Bytes = r.ContentLength
 		return x.refuse(ctx, http.StatusRequestEntityTooLarge, protocol.Unsupported, "message too long")

@@ -24,14 +24,6 @@ import (
 // to, from the message's arrival.
 const grid = 50 * time.Millisecond
 
-// sessionKeyOptions says how long the key in an envelope is. It is the standard
-// library's type, which that calls dangerous: a caller could be an oracle of its
-// padding. Every client of SCEP has this key transport and no other (RFC 8894,
-// section 3.1), and [protocol.Keys] has no error for the padding.
-//
-//lint:ignore SA1019 see above
-type sessionKeyOptions = rsa.PKCS1v15DecryptOptions //nolint:staticcheck // see above
-
 // pkcs1Overhead is what PKCS #1 v1.5 encryption adds, in octets (RFC 8017, section
 // 7.2.1).
 const pkcs1Overhead = 11
@@ -152,9 +144,19 @@ func (x *exchange) address(raw []byte) (*cms.Signed, *refusal) {
 	if err != nil {
 		return nil, &refusal{protocol.Unclassified, "message encoding"}
 	}
+	if len(raw) == 0 || &der[0] != &raw[0] {
+		x.odd(protocol.TraitBER)
+	}
 	signed, err := cms.ParseSigned(der)
 	switch {
+	case errors.Is(err, cms.ErrContentType):
+		attrs, _ := claimed(der)
+		x.introduce(attrs)
+		return nil, &refusal{protocol.Unsupported, "content type"}
 	case errors.Is(err, cms.ErrAlgorithm):
+		if errors.Is(err, cms.ErrMD5) {
+			x.odd(protocol.TraitMD5)
+		}
 		attrs, why := claimed(der)
 		x.introduce(attrs)
 		return nil, &refusal{protocol.BadAlgorithm, why}
@@ -162,6 +164,7 @@ func (x *exchange) address(raw []byte) (*cms.Signed, *refusal) {
 		return nil, &refusal{protocol.Unclassified, "message structure"}
 	}
 	x.digest = signed.Digest
+	x.oddSigned(signed)
 	return signed, x.introduce(signed.Attributes)
 }
 
@@ -172,6 +175,7 @@ func (x *exchange) introduce(attrs []cms.Attribute) *refusal {
 		return &refusal{protocol.Unclassified, "SCEP attributes"}
 	}
 	x.message, x.record.Transaction = m, m.TransactionID
+	x.oddMessage(m)
 	if err == nil {
 		x.record.MessageType = strconv.Itoa(m.Type)
 	}
@@ -246,6 +250,7 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 			SignerCert: signed.Signer.Raw, Digest: signed.Digest, SignedAttrs: signed.SignedAttrs,
 			Signature: signed.Signature, Envelope: signed.Content, ContentKey: key,
 		},
+		Client: x.record.Client,
 	})
 	if x.uniform(o) {
 		x.broken.spend(x.record.Source)
@@ -263,10 +268,16 @@ func (x *exchange) envelope(signed *cms.Signed) (*cms.Envelope, *refusal) {
 	envelope, err := cms.ParseEnvelope(der)
 	switch {
 	case errors.Is(err, cms.ErrAlgorithm):
+		if errors.Is(err, cms.ErrDES) {
+			x.odd(protocol.TraitDES)
+		}
 		return nil, &refusal{protocol.BadAlgorithm, "cipher unknown"}
 	case err != nil:
 		return nil, unproven("envelope structure")
-	case !cipherAllowed(x.service, envelope.Cipher):
+	case envelope.Cipher == cms.DES3CBC:
+		x.odd(protocol.TraitDES3)
+	}
+	if !cipherAllowed(x.service, envelope.Cipher) {
 		return nil, &refusal{protocol.BadAlgorithm, "cipher not allowed"}
 	}
 	return envelope, nil
@@ -293,8 +304,11 @@ func (x *exchange) recipient(e *cms.Envelope) (r cms.Recipient, no *refusal, err
 	if len(ours) != 1 {
 		return r, unproven("recipients"), nil
 	}
-	if !ours[0].Algorithm.Equal(cms.OIDRSAEncryption) {
+	if _, ok := transport(ours[0], e.Cipher.KeySize()); !ok {
 		return r, &refusal{protocol.BadAlgorithm, "key transport unknown"}, nil
+	}
+	if ours[0].OAEPHash != 0 {
+		x.odd(protocol.TraitOAEP)
 	}
 	encrypted := ours[0].EncryptedKey
 	if len(encrypted) != pub.Size() || new(big.Int).SetBytes(encrypted).Cmp(pub.N) >= 0 {
@@ -309,7 +323,11 @@ func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope, r cms.Recipi
 	if err != nil {
 		return nil, fmt.Errorf("scep: RA-decrypt key: %w", err)
 	}
-	key, err := decrypter.Decrypt(rand.Reader, r.EncryptedKey, &sessionKeyOptions{SessionKeyLen: e.Cipher.KeySize()})
+	options, ok := transport(r, e.Cipher.KeySize())
+	if !ok {
+		return nil, errKey // unreachable: recipient looked at it
+	}
+	key, err := decrypter.Decrypt(rand.Reader, r.EncryptedKey, options)
 	if err != nil {
 		return nil, fmt.Errorf("scep: RA-decrypt key: %w", err)
 	}

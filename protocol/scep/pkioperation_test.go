@@ -200,10 +200,10 @@ func TestAlgorithms(t *testing.T) {
 			r.message = func(b []byte) []byte { return withCertificate(t, b, ed25519Cert(t, w.device)) }
 		},
 		"single DES": func(r *request) { r.content = singleDES },
-		"OAEP": func(r *request) {
+		"unknown key transport": func(r *request) {
 			r.content = func(b []byte) []byte {
 				return recipients(t, b, func(mine []byte) []byte {
-					return bytes.Replace(mine, rsaOID, append(bytes.Clone(rsaOID[:10]), 0x07), 1)
+					return bytes.Replace(mine, rsaOID, append(bytes.Clone(rsaOID[:10]), 0x0a), 1)
 				})
 			}
 		},

@@ -3,6 +3,8 @@ package scep
 import (
 	"encoding/base64"
 	"strings"
+
+	"github.com/postern-pki/postern/protocol"
 )
 
 // maxQueryMessage bounds the message in a GET as it stands in the query, in
@@ -38,16 +40,37 @@ func parseQuery(raw string) (q query, ok bool) {
 // decodeMessage reads the message of a GET: base64, then percent-escaped (RFC
 // 8894, section 4.1). Clients escape more or less than that: some leave "+" as it
 // is and some proxies make it a space, some break lines, some use the URL-safe
-// alphabet. All of these have one reading.
-func decodeMessage(raw string) ([]byte, bool) {
-	escaped, ok := unescape(raw)
+// alphabet, some escape twice. All of these have one reading, as "%" is none of
+// base64's characters; no path is read so. The traits say what was odd.
+func decodeMessage(raw string) (out []byte, odd protocol.Traits, ok bool) {
+	text, ok := unescape(raw)
 	if !ok {
-		return nil, false
+		return nil, 0, false
 	}
-	encoded := strings.NewReplacer(" ", "+", "\r", "", "\n", "", "-", "+", "_", "/").Replace(escaped)
-	encoded = strings.TrimSuffix(strings.TrimSuffix(encoded, "="), "=")
-	out, err := base64.RawStdEncoding.DecodeString(encoded)
-	return out, err == nil && len(out) > 0
+	if strings.Contains(raw, "+") {
+		odd |= protocol.TraitRawPlus
+	}
+	if strings.Contains(text, "%") {
+		odd |= protocol.TraitEscapedTwice
+		if text, ok = unescape(text); !ok {
+			return nil, odd, false
+		}
+	}
+	for _, c := range []struct {
+		chars string
+		trait protocol.Traits
+	}{{" ", protocol.TraitSpace}, {"\r\n", protocol.TraitLines}, {"-_", protocol.TraitURLAlphabet}} {
+		if strings.ContainsAny(text, c.chars) {
+			odd |= c.trait
+		}
+	}
+	encoded := strings.NewReplacer(" ", "+", "\r", "", "\n", "", "-", "+", "_", "/").Replace(text)
+	bare := strings.TrimSuffix(strings.TrimSuffix(encoded, "="), "=")
+	if len(encoded)%4 != 0 {
+		odd |= protocol.TraitUnpadded
+	}
+	out, err := base64.RawStdEncoding.DecodeString(bare)
+	return out, odd, err == nil && len(out) > 0
 }
 
 // unescape undoes percent-escapes once and leaves "+" alone.

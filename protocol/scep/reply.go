@@ -21,6 +21,7 @@ import (
 
 const (
 	nonceSize       = 16  // RFC 8894, section 3.2.1.5
+	minNonce        = 8   // so that ours do not repeat, whatever the client's length
 	maxFailInfoText = 200 // characters; some clients show it in one line
 )
 
@@ -85,13 +86,14 @@ func (a *attributes) number(oid asn1.ObjectIdentifier, n int) {
 }
 
 // certRepAttributes are those of RFC 8894, section 3.2.1. The senderNonce is
-// fresh in every reply: some clients refuse one that they saw before.
+// fresh in every reply: some clients refuse one that they saw before. It is as long
+// as the client's, as some that send 8 octets take no other length.
 func certRepAttributes(m Message, status int, refusal *protocol.Refusal, id string) ([]cms.Attribute, error) {
 	var a attributes
 	a.list = append(a.list, cms.Attribute{Type: OIDTransactionID, Value: m.RawTransactionID})
 	a.number(OIDMessageType, CertRep)
 	a.number(OIDPKIStatus, status)
-	nonce := make([]byte, nonceSize)
+	nonce := make([]byte, max(minNonce, len(m.SenderNonce)))
 	if _, err := rand.Read(nonce); err != nil {
 		return nil, fmt.Errorf("scep: nonce: %w", err)
 	}

@@ -94,7 +94,7 @@ func (g *gate) message(kind int, signer []byte, signerKey, key *rsa.PrivateKey, 
 	}))(g.t)
 	signed := must(cms.ParseSigned(must(cms.DER(der, cms.DefaultLimits()))(g.t)))(g.t)
 	envelope := must(cms.ParseEnvelope(signed.Content))(g.t)
-	content := must(g.keys.Open(g.within(), rpc.KeyIDOf(ra), envelope.Recipients[0].EncryptedKey, 16))(g.t)
+	content := must(g.keys.Open(g.within(), rpc.KeyIDOf(ra), envelope.Recipients[0].EncryptedKey, rpc.Transport{Size: 16}))(g.t)
 	return protocol.Request{Protocol: "scep", Profile: "interop", Source: "192.0.2.7:4711", Arrived: time.Now(), Proof: protocol.Proof{
 		SignerCert: signed.Signer.Raw, Digest: signed.Digest, SignedAttrs: signed.SignedAttrs, Signature: signed.Signature, Envelope: signed.Content, ContentKey: content,
 	}}

@@ -328,7 +328,7 @@ func TestAGateIsNoAuthority(t *testing.T) {
 		h.wants(fmt.Sprintf("to sign a reply with key %x", id[:8]))
 	}
 	for what, id := range map[string]rpc.KeyID{"the CA key": rpc.KeyIDOf(i.CA), "the audit key": rpc.KeyIDOf(h.cfg.AuditCertificate), "the RA-sign key": rpc.KeyIDOf(i.RASign)} {
-		if key, err := k.Open(h.within(), id, sealed, 16); key != nil || !errors.Is(err, rpc.ErrNoKey) {
+		if key, err := k.Open(h.within(), id, sealed, rpc.Transport{Size: 16}); key != nil || !errors.Is(err, rpc.ErrNoKey) {
 			t.Errorf("an envelope by %s: %x, %v", what, key, err)
 		}
 		h.wants(fmt.Sprintf("to open an envelope with key %x", id[:8]))
@@ -336,7 +336,7 @@ func TestAGateIsNoAuthority(t *testing.T) {
 	if _, err := k.SignReply(h.within(), rpc.KeyIDOf(i.RASign), digest, crypto.SHA256); err != nil {
 		t.Errorf("a reply by the key for replies: %v", err)
 	}
-	if _, err := k.Open(h.within(), rpc.KeyIDOf(i.RADecrypt), sealed, 16); err != nil {
+	if _, err := k.Open(h.within(), rpc.KeyIDOf(i.RADecrypt), sealed, rpc.Transport{Size: 16}); err != nil {
 		t.Errorf("an envelope by the key for envelopes: %v", err)
 	}
 
