@@ -18,7 +18,7 @@ type compiled struct {
 	lines    map[string]int // path inside the profile -> line
 	subject  []subjectRule  // in the order of the certificate
 	san      map[string]*sanRule
-	keyUsage x509.KeyUsage // of an RSA key
+	keyUsage map[string]x509.KeyUsage // by the type of the key
 	usages   []x509.ExtKeyUsage
 	usageOID []asn1.ObjectIdentifier
 }
@@ -68,6 +68,7 @@ func (l *loader) profile(n *yaml.Node, path string) *compiled {
 	l.renewal(c, s)
 	l.limits(c, s)
 	l.clients(c, s)
+	l.answerable(c, s)
 	l.lint(c, s)
 	if c.Name == "" {
 		return nil
@@ -148,26 +149,41 @@ func (l *loader) pending(c *compiled, s section) {
 	}
 }
 
-// noEC is why a profile for SCEP takes RSA keys alone: the reply is encrypted to
-// the signer's key (RFC 8894, section 3.2.2), which key transport needs RSA for.
-const noEC = ": SCEP encrypts its reply to the device's key, which has to be RSA"
+// noEdwards is why no Ed25519 key is certified by SCEP.
+const noEdwards = ": SCEP encrypts its reply to the device's key, or under the challenge for an ECDSA key"
 
 func (l *loader) key(c *compiled, s section) {
-	k := l.mapping(s.get("key"), s.at("key"), keys{
-		must: []string{"rsa"}, may: []string{"reuse"}, later: map[string]string{"ecdsa": noEC, "ed25519": noEC},
-	})
-	r := l.mapping(k.get("rsa"), k.at("rsa"), keys{must: []string{"min", "max"}})
-	c.Key.RSA = RSARule{
-		Min: l.integer(r.get("min"), r.at("min"), minRSA, maxRSA),
-		Max: l.integer(r.get("max"), r.at("max"), minRSA, maxRSA),
+	k := l.mapping(s.get("key"), s.at("key"), keys{may: []string{"rsa", "ecdsa", "reuse"}, later: map[string]string{"ed25519": noEdwards}})
+	if k.node != nil && k.node.Kind == yaml.MappingNode && k.get("rsa") == nil && k.get("ecdsa") == nil {
+		l.fault(k.node, k.at("rsa"), "is missing, and so is ecdsa: one of them is needed")
 	}
-	if r.get("min") != nil && r.get("max") != nil && c.Key.RSA.Min > c.Key.RSA.Max {
-		l.fault(r.get("min"), r.at("min"), "min is more than max: no key can meet both")
+	if n := k.get("rsa"); n != nil {
+		r := l.mapping(n, k.at("rsa"), keys{must: []string{"min", "max"}})
+		c.Key.RSA = RSARule{
+			Min: l.integer(r.get("min"), r.at("min"), minRSA, maxRSA),
+			Max: l.integer(r.get("max"), r.at("max"), minRSA, maxRSA),
+		}
+		if r.get("min") != nil && r.get("max") != nil && c.Key.RSA.Min > c.Key.RSA.Max {
+			l.fault(r.get("min"), r.at("min"), "min is more than max: no key can meet both")
+		}
+	}
+	if n := k.get("ecdsa"); n != nil {
+		e := l.mapping(n, k.at("ecdsa"), keys{must: []string{"curves"}})
+		curves, nodes := l.words(e.get("curves"), e.at("curves"))
+		for i, w := range curves {
+			if !slices.Contains(curveNames, w) {
+				l.fault(nodes[i], e.at("curves"), "%q is none of %s", w, strings.Join(curveNames, ", "))
+			}
+		}
+		c.Key.ECDSA.Curves = curves
 	}
 	if c.Key.Reuse = "same-subject"; k.get("reuse") != nil {
 		c.Key.Reuse = l.choice(k.get("reuse"), k.at("reuse"), nil, "same-subject", "any")
 	}
 }
+
+// curveNames are the curves whose keys are certified.
+var curveNames = []string{"P-256", "P-384"}
 
 func (l *loader) validity(c *compiled, s section) {
 	v := l.mapping(s.get("validity"), s.at("validity"), keys{must: []string{"for"}, may: []string{"backdate"}})
@@ -250,17 +266,45 @@ func (l *loader) clients(c *compiled, s section) {
 	if n == nil {
 		return
 	}
-	m := l.mapping(n, s.at("clients"), keys{must: []string{"digests", "ciphers"}, may: []string{"legacy"}})
-	c.Clients.Digests = l.algorithms(m, "digests", digests, "legacy: {sha1: true}")
+	m := l.mapping(n, s.at("clients"), keys{may: []string{"digests", "ciphers", "legacy", "signer_key", "password_recipient"}})
+	if m.get("digests") != nil {
+		c.Clients.Digests = l.algorithms(m, "digests", digests, "legacy: {sha1: true}")
+	}
 	if i := slices.Index(c.Clients.Digests, "SHA-256"); i >= 0 && !slices.Contains(c.Clients.Digests, "SHA-384") {
 		// strongSwan 5.9.8 uses SHA-256 only where SHA-384 is offered too, and what
 		// is offered has to work (RFC 8894, section 3.5.2).
 		c.Clients.Digests = slices.Insert(c.Clients.Digests, i+1, "SHA-384")
 	}
-	c.Clients.Ciphers = l.algorithms(m, "ciphers", ciphers, "legacy: {des3: true}")
+	if m.get("ciphers") != nil {
+		c.Clients.Ciphers = l.algorithms(m, "ciphers", ciphers, "legacy: {des3: true}")
+	}
 	g := l.mapping(m.get("legacy"), m.at("legacy"), keys{may: []string{"sha1", "des3"}})
 	c.Clients.SHA1 = g.get("sha1") != nil && l.boolean(g.get("sha1"), g.at("sha1"))
 	c.Clients.DES3 = g.get("des3") != nil && l.boolean(g.get("des3"), g.at("des3"))
+	if k := m.get("signer_key"); k != nil {
+		c.Clients.AnySigner = l.choice(k, m.at("signer_key"), nil, "same", "any") == "any"
+	}
+	if k := m.get("password_recipient"); k != nil {
+		c.Clients.PasswordRecipient = l.boolean(k, m.at("password_recipient"))
+	}
+}
+
+// answerable looks at whether devices could have their answers: an ECDSA key cannot
+// be encrypted to (RFC 8894, section 3.1).
+func (l *loader) answerable(c *compiled, s section) {
+	clients := s.get("clients")
+	switch ec := c.Key.takes(keyECDSA); {
+	case ec && !c.Clients.PasswordRecipient && !c.Clients.AnySigner:
+		l.fault(s.get("key"), s.at("key")+".ecdsa", "no device could have the answer, which SCEP encrypts to the signer's key: "+
+			"say clients: {password_recipient: true}, which encrypts it under the challenge, or clients: {signer_key: any}, for devices that sign with an RSA key")
+	case !c.Clients.PasswordRecipient:
+	case !ec:
+		l.fault(clients, s.at("clients")+".password_recipient", "can never be reached: the profile takes no ECDSA key")
+	case c.Challenge.Mode != "one-time" && c.Challenge.Mode != "":
+		l.fault(clients, s.at("clients")+".password_recipient", "needs one-time challenges: another is no key to encrypt under")
+	case c.Approve != "automatic" && c.Approve != "":
+		l.fault(clients, s.at("clients")+".password_recipient", "needs approve: automatic: a poll has no challenge that its answer could be encrypted under")
+	}
 }
 
 func (l *loader) algorithms(s section, key string, known []string, legacy string) []string {

@@ -202,6 +202,13 @@ var keyUsages = map[string]x509.KeyUsage{
 	"dataEncipherment":  x509.KeyUsageDataEncipherment,
 }
 
+// ecdsaUsages are those of an ECDSA key, which encrypts nothing (RFC 5480, section 3).
+var ecdsaUsages = map[string]x509.KeyUsage{
+	"digitalSignature":  x509.KeyUsageDigitalSignature,
+	"contentCommitment": x509.KeyUsageContentCommitment,
+	"keyAgreement":      x509.KeyUsageKeyAgreement,
+}
+
 // extendedUsages are the purposes with names. Any other is a dotted OID.
 var extendedUsages = map[string]string{
 	"serverAuth": "1.3.6.1.5.5.7.3.1", "clientAuth": "1.3.6.1.5.5.7.3.2", "emailProtection": "1.3.6.1.5.5.7.3.4",
@@ -228,25 +235,43 @@ var deniedUsages = []string{
 
 func (l *loader) usage(c *compiled, s section) {
 	u := l.mapping(s.get("usage"), s.at("usage"), keys{must: []string{"key", "extended"}})
-	k := l.mapping(u.get("key"), u.at("key"), keys{
-		must: []string{"rsa"}, later: map[string]string{"ecdsa": noEC, "ed25519": noEC},
-	})
-	words, nodes := l.words(k.get("rsa"), k.at("rsa"))
-	for i, w := range words {
-		usage, ok := keyUsages[w]
+	k := l.mapping(u.get("key"), u.at("key"), keys{may: []string{"rsa", "ecdsa"}, later: map[string]string{"ed25519": noEdwards}})
+	c.keyUsage = make(map[string]x509.KeyUsage)
+	for _, t := range []struct {
+		key, kind, say string
+		known          map[string]x509.KeyUsage
+	}{{"rsa", keyRSA, "an RSA key", keyUsages}, {"ecdsa", keyECDSA, "an ECDSA key", ecdsaUsages}} {
+		n := k.get(t.key)
 		switch {
-		case w == "keyCertSign" || w == "cRLSign" || w == "crlSign":
-			l.fault(nodes[i], k.at("rsa"), "%s is for a CA alone", w)
-		case !ok:
-			l.fault(nodes[i], k.at("rsa"), "%q is no usage of an RSA key of a device", w)
-			l.faults[len(l.faults)-1].Nearest = Nearest(w, sortedKeys(keyUsages))
+		case n == nil && c.Key.takes(t.kind) && k.node != nil:
+			l.fault(k.node, k.at(t.key), "is missing")
+		case n != nil && !c.Key.takes(t.kind):
+			l.fault(n, k.at(t.key), "can never be reached: the profile takes no such key")
+		case n != nil:
+			c.keyUsage[t.kind] = l.keyUsage(n, k.at(t.key), t.say, t.known)
 		}
-		c.keyUsage |= usage
 	}
-	words, nodes = l.words(u.get("extended"), u.at("extended"))
+	words, nodes := l.words(u.get("extended"), u.at("extended"))
 	for i, w := range words {
 		l.purpose(c, nodes[i], u.at("extended"), w)
 	}
+}
+
+// keyUsage reads the usages of one type of key.
+func (l *loader) keyUsage(n *yaml.Node, path, of string, known map[string]x509.KeyUsage) (all x509.KeyUsage) {
+	words, nodes := l.words(n, path)
+	for i, w := range words {
+		usage, ok := known[w]
+		switch {
+		case w == "keyCertSign" || w == "cRLSign" || w == "crlSign":
+			l.fault(nodes[i], path, "%s is for a CA alone", w)
+		case !ok:
+			l.fault(nodes[i], path, "%q is no usage of %s of a device", w, of)
+			l.faults[len(l.faults)-1].Nearest = Nearest(w, sortedKeys(known))
+		}
+		all |= usage
+	}
+	return all
 }
 
 // purpose adds one extended key usage to the profile.

@@ -58,6 +58,7 @@ type Decision struct {
 // built is what a certificate is made from.
 type built struct {
 	profile             *compiled
+	keyUsage            x509.KeyUsage
 	subject             []byte // DER of the Name
 	names               Names  // with all attributes
 	notBefore, notAfter time.Time
@@ -85,7 +86,7 @@ func (s *Set) Decide(f Facts) Decision {
 	r.renewal()
 	r.limits()
 	b := r.validity()
-	b.profile, b.names = c, namesOf(c, f, true)
+	b.profile, b.keyUsage, b.names = c, c.keyUsage[f.Key.Type], namesOf(c, f, true)
 	if len(b.names.Subject)+len(b.names.DNS)+len(b.names.IP)+len(b.names.Email)+len(b.names.URI) == 0 {
 		r.check("names", false, "none", "a certificate needs a name")
 	}
@@ -187,7 +188,7 @@ func (d Decision) Template() (*x509.Certificate, bool) {
 	t := &x509.Certificate{
 		RawSubject:  append([]byte(nil), b.subject...),
 		DNSNames:    append([]string(nil), b.names.DNS...),
-		KeyUsage:    b.profile.keyUsage,
+		KeyUsage:    b.keyUsage,
 		ExtKeyUsage: append([]x509.ExtKeyUsage(nil), b.profile.usages...),
 		NotBefore:   b.notBefore, NotAfter: b.notAfter,
 		BasicConstraintsValid: true,

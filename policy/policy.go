@@ -48,6 +48,7 @@ func (s *Set) Profile(name string) (*Profile, bool) {
 	}
 	p := c.Profile
 	p.Protocols = slices.Clone(p.Protocols)
+	p.Key.ECDSA.Curves = slices.Clone(p.Key.ECDSA.Curves)
 	p.Clients.Digests = slices.Clone(p.Clients.Digests)
 	p.Clients.Ciphers = slices.Clone(p.Clients.Ciphers)
 	p.Lint.Exceptions = slices.Clone(p.Lint.Exceptions)
@@ -114,14 +115,21 @@ func (p *Profile) Waits(kind string) bool {
 	return p.Approve == ApproveAlways || p.Approve == ApproveManual && kind != KindRenewal
 }
 
-// KeyRule bounds the keys that are certified.
+// KeyRule bounds the keys that are certified. The rule of a type that is not
+// certified is its zero value.
 type KeyRule struct {
 	RSA   RSARule
+	ECDSA ECDSARule
 	Reuse string // "same-subject" or "any"
 }
 
 // RSARule bounds the length of an RSA modulus, in bits, both ends included.
 type RSARule struct{ Min, Max int }
+
+// ECDSARule lists the curves of ECDSA keys.
+type ECDSARule struct {
+	Curves []string // of "P-256", "P-384"
+}
 
 // Validity says how long a certificate lives: For is the whole of its life, from
 // notBefore, which lies Backdate before the time of issue.
@@ -167,6 +175,13 @@ type Clients struct {
 	Ciphers []string // of "AES-128-CBC", "AES-192-CBC", "AES-256-CBC"
 	SHA1    bool     // SHA-1 too
 	DES3    bool     // triple DES too
+
+	// AnySigner: a message for a new enrollment may be signed by another key than the
+	// CSR's.
+	AnySigner bool
+	// PasswordRecipient: a signer that cannot decrypt has its answer encrypted under
+	// its one-time challenge.
+	PasswordRecipient bool
 }
 
 // Lint names the lint rules that a profile knowingly breaks.
