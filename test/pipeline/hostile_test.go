@@ -114,7 +114,7 @@ func badMessages(t *testing.T, d *site.Device, key *rsa.PrivateKey) map[string]b
 	}
 	//lint:ignore SA1019 it is the key transport of SCEP
 	long := must(rsa.EncryptPKCS1v15(rand.Reader, ra, make([]byte, 32)))(t) //nolint:staticcheck // it is the key transport of SCEP
-	content := slices.Clip([]string{"envelope content", "CSR encoding"})    // noise has good padding now and then
+	content := slices.Clip([]string{"envelope content", "content encoding"})    // noise has good padding now and then
 	return map[string]bad{
 		"a broken signature":           {octets: flipLast, whys: []string{"signature"}},
 		"an envelope to somebody else": {message: func(m *client.Message) { m.Recipient = certificateFor(t, keys[9], d.CA.RASign) }, whys: []string{"recipients"}},
@@ -127,10 +127,10 @@ func badMessages(t *testing.T, d *site.Device, key *rsa.PrivateKey) map[string]b
 		"content that is noise":     {envelope: func(b []byte) []byte { b = bytes.Clone(b); clear(b[len(b)-64:]); return b }, whys: append(content, "CSR structure", "CSR signature")},
 		"text for an envelope":      {envelope: func([]byte) []byte { return []byte("hello") }, whys: []string{"envelope encoding"}},
 		"a CSR for an envelope":     {envelope: func([]byte) []byte { return ask(t, key, "x.demo.example", "") }, whys: []string{"envelope structure"}},
-		"text for a CSR":            {message: csr(func([]byte) []byte { return []byte("hello") }), whys: []string{"CSR encoding"}},
-		"half a CSR":                {message: csr(func(b []byte) []byte { return b[:len(b)/2] }), whys: []string{"CSR encoding"}},
+		"text for a CSR":            {message: csr(func([]byte) []byte { return []byte("hello") }), whys: []string{"content encoding"}},
+		"half a CSR":                {message: csr(func(b []byte) []byte { return b[:len(b)/2] }), whys: []string{"content encoding"}},
 		"a certificate for a CSR":   {message: func(m *client.Message) { m.CSR = m.Signer }, whys: []string{"CSR structure"}},
-		"a CSR and an octet":        {message: csr(func(b []byte) []byte { return append(b, 0) }), whys: []string{"CSR encoding", "CSR structure"}},
+		"a CSR and an octet":        {message: csr(func(b []byte) []byte { return append(b, 0) }), whys: []string{"content encoding", "CSR structure"}},
 		"a CSR's broken signature":  {message: csr(flipLast), whys: []string{"CSR signature"}},
 		"a CSR signed by another":   {message: csr(func(b []byte) []byte { return resigned(t, b, keys[8]) }), whys: []string{"CSR signature"}},
 		"a CSR that another signed": {message: func(m *client.Message) { m.CSR = ask(t, keys[8], "x.demo.example", "") }, whys: []string{"the CSR's key is not the signer's"}},
