@@ -48,7 +48,7 @@ type Facts struct {
 	Cipher       string `json:"cipher"`                  // of the message, such as "AES-128-CBC"
 
 	Authorization string        `json:"authorization"`           // [Authorized] or the reason why not
-	AuthorizedBy  string        `json:"authorized_by,omitempty"` // "challenge:<id>" or "certificate:<serial>"
+	AuthorizedBy  string        `json:"authorized_by,omitempty"` // "challenge:<id>", "certificate:<serial>", or "approval": a person alone
 	Renewal       *RenewalFacts `json:"renewal,omitempty"`       // of a renewal, and of nothing else
 
 	ActiveForSubject int64 `json:"active_for_subject"` // living certificates of the subject, without the one that is renewed

@@ -38,7 +38,7 @@ func noCertificate(why string) *verdict {
 
 // lookUp answers a GetCert and a GetCRL (RFC 8894, section 3.3.4). Anybody may ask
 // who has a key; what there is to find are the certificates of the profile, by
-// issuer and serial number, and serial numbers have 128 random bits and more.
+// issuer and serial number, and a serial number is 128 random bits.
 func (p *Pipeline) lookUp(ctx context.Context, q *proven) (protocol.Outcome, error) {
 	i, why, err := p.namedBy(ctx, q)
 	switch {

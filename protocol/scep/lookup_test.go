@@ -68,10 +68,10 @@ func TestLookUpUniform(t *testing.T) {
 	}
 }
 
-// The answer to a poll does not depend on what its envelope holds: only on who
-// signed it.
+// The answer to a poll does not depend on what its envelope holds, nor on a nonce of
+// an answer before: only on who signed it.
 //
-// Covers: S-087, S-143
+// Covers: S-065, S-073, S-087, S-141, S-143
 func TestPollEnvelopeStaysClosed(t *testing.T) {
 	w := newWorld(t)
 	w.submit = func(protocol.Request) (protocol.Outcome, error) {
@@ -81,6 +81,9 @@ func TestPollEnvelopeStaysClosed(t *testing.T) {
 		"garbage":            func(r *request) { r.csr = func([]byte) []byte { return []byte("hello") } },
 		"another's CSR":      func(r *request) { r.csrKey = w.other.key },
 		"a garbled envelope": func(r *request) { r.content = flipLast },
+		"another's nonce": func(r *request) {
+			r.attrs = append(r.attrs, cms.Attribute{Type: scep.OIDRecipientNonce, Value: der(asn1.TagOctetString, []byte("another's nonce."))})
+		},
 	} {
 		r := w.certRep(t, w.post(t, w.message(t, func(r *request) { r.attrs[1] = messageType("20"); change(r) })))
 		if r.status != "3" || r.Content != nil || w.decrypts != 0 || len(w.slept) != 0 {

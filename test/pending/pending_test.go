@@ -177,7 +177,7 @@ func denied(id string) string {
 	return "badRequest: an operator has denied the request (request " + id + ")"
 }
 
-// Covers: S-140, S-142, S-144, S-145, S-146
+// Covers: S-140, S-144, S-145, S-146
 func TestPollsOverARestart(t *testing.T) {
 	s, _ := running(t)
 	d, other := newDevice(t, s, "polls.demo.example"), newDevice(t, s, "other.demo.example")
