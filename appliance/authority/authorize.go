@@ -2,6 +2,8 @@ package authority
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -113,4 +115,22 @@ func secretOf(pw *pkcs10.Password) challenge.Secret { return challenge.SecretOf(
 // it is.
 func requestDigest(q *proven) [32]byte {
 	return sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s\x00%s", q.profile.Name, q.message.TransactionID, q.signerName, q.csrDigest))
+}
+
+// encryptable refuses what could not be answered, before it is issued: nothing can be
+// encrypted to a key that is not RSA, but for a new enrollment under the challenge
+// that this request holds, where the profile has it so (RFC 8894, section 3.1).
+func (q *proven) encryptable(g grant) *verdict {
+	if _, ok := q.signer.PublicKey.(*rsa.PublicKey); ok {
+		return nil
+	}
+	say := "nothing can be encrypted to the key that signed the message"
+	if _, ok := q.signer.PublicKey.(*ecdsa.PublicKey); ok && q.profile.Clients.PasswordRecipient {
+		if g.challenge.ID != "" && q.message.Type == scep.PKCSReq {
+			return nil
+		}
+		say += ": enroll anew, with a challenge"
+	}
+	return &verdict{kind: protocol.BadAlgorithm, say: say,
+		reasons: []policy.Reason{{Rule: "message.signer", Saw: fmt.Sprintf("%T", q.signer.PublicKey), Say: say}}}
 }

@@ -16,6 +16,7 @@ func serviceOf(s protocol.Service, p *policy.Profile) protocol.Service {
 	s.Profile = p.Name
 	s.Ciphers = slices.Clone(p.Clients.Ciphers)
 	s.LegacySHA1, s.LegacyDES3 = p.Clients.SHA1, p.Clients.DES3
+	s.AnySignerKey, s.PasswordRecipient = p.Clients.AnySigner, p.Clients.PasswordRecipient
 	s.Digests = nil
 	var caps []string
 	aes := slices.Contains(s.Ciphers, "AES-128-CBC")

@@ -83,6 +83,9 @@ func (p *Pipeline) enroll(ctx context.Context, q *proven) (protocol.Outcome, err
 	if v != nil && v.kind == protocol.BadProof {
 		return p.refuse(ctx, q, nil, v)
 	}
+	if v == nil {
+		v = q.encryptable(g)
+	}
 	return p.decide(ctx, q, facts, g, v)
 }
 

@@ -2,8 +2,11 @@ package scep
 
 import (
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"fmt"
 	"net/http"
 
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -69,4 +72,38 @@ func (x *exchange) oddMessage(m Message) {
 	if len(m.SenderNonce) != nonceSize {
 		x.odd(protocol.TraitNonceLength)
 	}
+}
+
+// encryptable says why no answer could be encrypted for a signer, or "": to its RSA
+// key, or for a new enrollment by an ECDSA key under the challenge, where the
+// profile has it so (RFC 8894, section 3.1). Who is none of both is told before
+// anything is opened.
+func (x *exchange) encryptable(signer *cms.Certificate) (why string) {
+	switch signer.PublicKey.(type) {
+	case *rsa.PublicKey:
+		return ""
+	case *ecdsa.PublicKey:
+		switch {
+		case !x.service.PasswordRecipient:
+			return whyNotRSA
+		case x.message.Type != PKCSReq:
+			return whyNoChallenge
+		}
+		return ""
+	default:
+		return whyNotRSA
+	}
+}
+
+// envelop encrypts what was issued. That a signer without an RSA key showed its
+// challenge is the authority's to see to: the gate does not say what it finds in an
+// envelope before that is proven to be the signer's.
+func (x *exchange) envelop(content []byte, to *cms.Certificate, c cms.Cipher) ([]byte, error) {
+	if _, ok := to.PublicKey.(*rsa.PublicKey); ok {
+		return cms.Envelop(rand.Reader, content, to, c)
+	}
+	if !x.service.PasswordRecipient || x.challenge == nil {
+		return nil, fmt.Errorf("%w: issued, but nothing to encrypt it to", errOutcome)
+	}
+	return cms.EnvelopPassword(rand.Reader, content, x.challenge.Bytes(), c)
 }

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/pkcs10"
 )
 
 // Bounds on the time that a request takes, together below the listener's bound on
@@ -216,6 +217,8 @@ type exchange struct {
 	arrived time.Time
 	message Message
 	digest  crypto.Hash // of the message; 0 if it is not one of ours
+
+	challenge *pkcs10.Password // of the CSR; nil if there is none, or if nobody looked
 }
 
 // reject records the message; the id is under which it stands in the log. Who

@@ -37,7 +37,10 @@ type refusal struct {
 }
 
 // Reasons that the device is told something of its own for.
-const whyNotRSA = "signer's key is not RSA"
+const (
+	whyNotRSA      = "signer's key is not RSA"
+	whyNoChallenge = "signer's key is not RSA, and this message has no challenge"
+)
 
 // say is what the device is told. For BadProof it is one text whatever the why.
 func (r refusal) say() string { return say(r.kind, r.why) }
@@ -47,8 +50,11 @@ func say(k protocol.Kind, why string) string {
 	case protocol.BadProof:
 		return "the message does not prove what it says"
 	case protocol.BadAlgorithm:
-		if why == whyNotRSA {
+		switch why {
+		case whyNotRSA:
 			return "SCEP needs an RSA key: nothing can be encrypted to the key that signed the message"
+		case whyNoChallenge:
+			return "nothing can be encrypted to the key that signed the message: enroll anew, with a challenge"
 		}
 		return "the message uses an algorithm that is not allowed"
 	case protocol.Unsupported:
@@ -185,9 +191,8 @@ func (x *exchange) introduce(attrs []cms.Attribute) *refusal {
 // admit checks everything that needs no key of ours, the signature first of what
 // costs something (RFC 8894, section 3.2).
 func (x *exchange) admit(signed *cms.Signed) *refusal {
-	if _, ok := signed.Signer.PublicKey.(*rsa.PublicKey); !ok {
-		// Nothing can be enveloped to it (RFC 8894, section 3.1).
-		return &refusal{protocol.BadAlgorithm, whyNotRSA}
+	if why := x.encryptable(signed.Signer); why != "" {
+		return &refusal{protocol.BadAlgorithm, why}
 	}
 	if !digestAllowed(x.service, signed.Digest) {
 		return &refusal{protocol.BadAlgorithm, "digest not allowed"}
@@ -219,7 +224,7 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 	c = envelope.Cipher
 	// A certificate that could not be sent must not be issued. A key that verifies
 	// also encrypts, if there is room in it for the reply's content key.
-	if pub, ok := signed.Signer.PublicKey.(*rsa.PublicKey); !ok || pub.Size() < replyCipher(x.service, c).KeySize()+pkcs1Overhead {
+	if pub, ok := signed.Signer.PublicKey.(*rsa.PublicKey); ok && pub.Size() < replyCipher(x.service, c).KeySize()+pkcs1Overhead {
 		return o, c, &refusal{protocol.BadAlgorithm, "signer's key is too short"}, nil
 	}
 	ca, err := x.own.parse(x.service.CA)
@@ -336,8 +341,8 @@ func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope, r cms.Recipi
 
 // checkContent opens the envelope with a key that may be a random one. A signer
 // that is not named as one of the CA's must have the key of the CSR (RFC 8894,
-// section 2.3): else whoever sees an envelope could sign it as their own, and get
-// the answer. The signature of the CSR is the authority's to verify.
+// section 2.3), unless the profile has it otherwise: else whoever sees an envelope
+// could sign it as their own, and get the answer. The signature of the CSR is the authority's to verify.
 // Should a parser panic here, that is the same answer: another one would tell
 // what the envelope holds.
 func (x *exchange) checkContent(e *cms.Envelope, key []byte, signer, ca *cms.Certificate) (no *refusal) {
@@ -364,7 +369,8 @@ func (x *exchange) checkContent(e *cms.Envelope, key []byte, signer, ca *cms.Cer
 	if err != nil {
 		return unproven("CSR structure")
 	}
-	if !bytes.Equal(signer.RawIssuer, ca.RawSubject) && !bytes.Equal(csr.RawSPKI, signer.RawSPKI) {
+	x.challenge = csr.Challenge
+	if !x.service.AnySignerKey && !bytes.Equal(signer.RawIssuer, ca.RawSubject) && !bytes.Equal(csr.RawSPKI, signer.RawSPKI) {
 		return unproven("the CSR's key is not the signer's")
 	}
 	return nil

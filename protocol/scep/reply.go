@@ -116,7 +116,7 @@ func (x *exchange) certRep(ctx context.Context, signer *cms.Certificate, cipher 
 	switch o.Status {
 	case protocol.Issued:
 		status = StatusSuccess
-		if content, err = issuedContent(o, signer, replyCipher(x.service, cipher)); err != nil {
+		if content, err = x.issuedContent(o, signer, replyCipher(x.service, cipher)); err != nil {
 			return nil, err
 		}
 	case protocol.Pending:
@@ -149,8 +149,8 @@ func (x *exchange) certRep(ctx context.Context, signer *cms.Certificate, cipher 
 
 // issuedContent is a pkcsPKIEnvelope with the issued certificate alone, or with a
 // CRL alone (RFC 8894, section 3.3.2.1), encrypted to the certificate that signed
-// the request and to no other that came with it.
-func issuedContent(o protocol.Outcome, to *cms.Certificate, c cms.Cipher) ([]byte, error) {
+// the request and to no other that came with it, or under the challenge.
+func (x *exchange) issuedContent(o protocol.Outcome, to *cms.Certificate, c cms.Cipher) ([]byte, error) {
 	var content []byte
 	var err error
 	switch {
@@ -164,7 +164,7 @@ func issuedContent(o protocol.Outcome, to *cms.Certificate, c cms.Cipher) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	return cms.Envelop(rand.Reader, content, to, c)
+	return x.envelop(content, to, c)
 }
 
 // replyCipher is the request's, so that the client can read it, else what RFC
