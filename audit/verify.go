@@ -53,6 +53,35 @@ func Scan(dir string, from uint64, fn func(Line) error) error {
 	return nil
 }
 
+// errFirst ends the reading of a file after its first line.
+var errFirst = errors.New("audit: the first line")
+
+// From returns the number of a line to Scan from for those that were recorded at t or
+// later: the first of a segment, as the clock was when that began.
+func From(dir string, t time.Time) (uint64, error) {
+	list, err := segments(dir)
+	if err != nil {
+		return 0, err
+	}
+	for i := len(list) - 1; i > 0; i-- {
+		var began time.Time
+		err := eachLine(filepath.Join(dir, segmentDir, list[i].name), func(raw []byte, whole bool) error {
+			l, err := ParseLine(raw)
+			if err == nil && whole {
+				began, err = l.Record.Time, errFirst
+			}
+			return err
+		})
+		if errors.Is(err, errFirst) && !began.After(t) {
+			return list[i].first, nil
+		}
+		if err != nil && !errors.Is(err, errFirst) && i < len(list)-1 { // the newest may have been begun just now
+			return 0, fmt.Errorf("segment %s: %w", list[i].name, err)
+		}
+	}
+	return 0, nil
+}
+
 // eachLine hands out the lines of a file with their LF; whole is false for a
 // last one without it. A line is valid until fn returns.
 func eachLine(path string, fn func(raw []byte, whole bool) error) (err error) {

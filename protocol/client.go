@@ -3,6 +3,7 @@ package protocol
 import (
 	"math/bits"
 	"slices"
+	"strings"
 )
 
 // MaxAgent bounds what is kept of a User-Agent, in octets.
@@ -53,6 +54,24 @@ var traitWords = [...]string{
 	"http-1.0", "no-host", "get", "base64-raw-plus", "base64-space", "base64-lines", "base64-url", "base64-unpadded", "escaped-twice",
 	"ber", "unsorted-attributes", "string-type", "nonce-length", "odd-certificate", "oaep", "sha-1", "md5", "3des", "des",
 	"sha-1-csr", "renewal-by-pkcsreq",
+}
+
+// traitSays are sentences for people, in the order of the traits.
+var traitSays = [...]string{
+	"HTTP/1.0", "no Host in the HTTP header", "messages by GET", "base64 in a URL with + that is not escaped", "base64 in a URL with spaces for +",
+	"base64 in a URL in lines", "base64 in a URL in the alphabet for URLs", "base64 in a URL without padding", "base64 in a URL that is escaped twice",
+	"BER that is not DER", "signed attributes out of order", "a transactionID that is no PrintableString", "a nonce that has not 16 octets",
+	"a signer certificate that is not well formed", "RSAES-OAEP key transport", "signed with SHA-1", "signed with MD5, which is refused",
+	"encrypted with triple DES", "encrypted with single DES, which is refused", "a CSR that is signed with SHA-1", "a renewal as PKCSReq, not as RenewalReq",
+}
+
+// Says returns the traits in words for people.
+func (t Traits) Says() string {
+	var out []string
+	for t = t.Known(); t != 0; t &= t - 1 {
+		out = append(out, traitSays[bits.TrailingZeros64(uint64(t))])
+	}
+	return strings.Join(out, "; ")
 }
 
 // Known returns the traits of t that there are.

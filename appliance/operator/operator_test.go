@@ -110,6 +110,7 @@ func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 	w.options = operator.Options{
 		Acts: w.Pipeline, Index: index, Log: w.log,
 		Scan: func(from uint64, fn func(audit.Line) error) error { return audit.Scan(w.dir, from, fn) },
+		From: func(t time.Time) (uint64, error) { return audit.From(w.dir, t) },
 		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {
 			return audit.Find(ctx, w.dir, request, limit)
 		},

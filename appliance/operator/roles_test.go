@@ -27,6 +27,7 @@ var matrix = map[string]string{
 	acts.ShowPending:      "yes yes yes yes no",
 	acts.ApprovePending:   "yes yes no  no  no",
 	acts.DenyPending:      "yes yes no  no  no",
+	acts.ReportClients:    "yes yes yes yes no",
 	acts.SubmitOrder:      "yes yes yes no  no",
 }
 
@@ -52,6 +53,7 @@ func TestEachRoleDoesWhatTheTableSays(t *testing.T) {
 		acts.ShowPending:      {"GET", "/api/v1/pending/none", "", 404},
 		acts.ApprovePending:   {"POST", "/api/v1/approvals/none", `{"reason":"x"}`, 404},
 		acts.DenyPending:      {"POST", "/api/v1/denials/none", `{"reason":"x"}`, 404},
+		acts.ReportClients:    {"GET", "/api/v1/reports/clients", "", 200},
 		acts.SubmitOrder:      {"POST", "/api/v1/acts", "{}", 400},
 	}
 	if len(matrix) != len(acts.Table()) || len(tries) != len(matrix) || len(columns) != len(acts.Roles()) {

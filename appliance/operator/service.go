@@ -55,6 +55,7 @@ type Options struct {
 	Index  index
 	Log    recorder
 	Scan   func(from uint64, fn func(audit.Line) error) error                         // the log's lines, see audit.Scan
+	From   func(t time.Time) (uint64, error)                                          // where to Scan from, see audit.From
 	Find   func(ctx context.Context, request string, limit int) ([]audit.Line, error) // a request's lines, see audit.Find
 	Status func(ctx context.Context) Status                                           // but for Operators
 	Origin string                                                                     // of the log
@@ -97,6 +98,7 @@ func handlers() map[string]handler {
 		acts.ShowPending:      (*Service).pending,
 		acts.ApprovePending:   (*Service).approvePending,
 		acts.DenyPending:      (*Service).denyPending,
+		acts.ReportClients:    (*Service).clients,
 		acts.SubmitOrder:      (*Service).submit,
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -152,8 +155,72 @@ func printRecord(w io.Writer, raw string) {
 			_, _ = fmt.Fprintf(w, "\t%s\t%s\n", key, shown(v))
 		}
 	}
+	if c := r.Object.Object("client"); c != nil {
+		_, _ = fmt.Fprintf(w, "\tclient\t%s %s\n", shown(cmp.Or(c.String("agent"), "-")), shown(strings.Join(c.Strings("traits"), " ")))
+	}
 	for _, reason := range r.Object.Objects("reasons") {
 		_, _ = fmt.Fprintf(w, "\treason\t%s: saw %+q: %s\n", shown(reason.String("rule")), reason.String("saw"), shown(reason.String("say")))
+	}
+}
+
+func (a *app) reportCmd() *cobra.Command {
+	c := &cobra.Command{Use: "report", Short: "Report on what the log holds"}
+	var since, profile string
+	clients := &cobra.Command{
+		Use: "clients", Short: "Name the clients that still use what is old, such as SHA-1 or GET", Args: cobra.NoArgs,
+		Example: "  postern report clients --since 7d --profile wifi",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			span, err := spanOf(since)
+			if err != nil {
+				return err
+			}
+			q := url.Values{"since": {time.Now().Add(-span).UTC().Format(time.RFC3339)}}
+			if profile != "" {
+				q.Set("profile", profile)
+			}
+			var r operator.ClientReport
+			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/reports/clients?"+q.Encode(), nil, &r); err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) { printClients(w, r) })
+		},
+	}
+	clients.Flags().StringVar(&since, "since", "30d", "`time` to look back, such as 24h or 30d")
+	clients.Flags().StringVar(&profile, "profile", "", "`profile` to report on (default: all)")
+	c.AddCommand(clients)
+	return c
+}
+
+// spanOf reads a time to look back: Go's durations, with d for days.
+func spanOf(text string) (time.Duration, error) {
+	span, err := time.ParseDuration(text)
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		var n uint64
+		n, err = strconv.ParseUint(days, 10, 16)
+		span = time.Duration(n) * 24 * time.Hour
+	}
+	if err != nil || span <= 0 {
+		return 0, misused("--since 24h or --since 30d", "%q is no time to look back", text)
+	}
+	return span, nil
+}
+
+func printClients(w io.Writer, r operator.ClientReport) {
+	_, _ = fmt.Fprintf(w, "%d of %d requests since %s show something old\n", r.Old, r.Requests, r.Since.Format(time.RFC3339))
+	if r.Old == 0 {
+		return
+	}
+	_, _ = fmt.Fprintf(w, "\nTRAIT\tREQUESTS\tCLIENTS\tMEANS\n")
+	for _, t := range r.Traits {
+		_, _ = fmt.Fprintf(w, "%s\t%d\t%d\t%s\n", t.Trait, t.Requests, t.Clients, t.Says)
+	}
+	_, _ = fmt.Fprintf(w, "\nPROFILE\tCLIENT\tLAST\tREQUESTS\tREFUSED\tSOURCE\tAGENT\tTRAITS\n")
+	for _, c := range r.Clients {
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", shown(c.Profile), shown(cmp.Or(c.Subject, "-")), c.Last.Format(time.RFC3339),
+			c.Requests, c.Refused, shown(c.Source), shown(cmp.Or(c.Agent, "-")), strings.Join(c.Traits, " "))
+	}
+	if r.More > 0 {
+		_, _ = fmt.Fprintf(w, "and %d more\n", r.More)
 	}
 }
 

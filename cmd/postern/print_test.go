@@ -16,13 +16,14 @@ func TestARecordCannotMoveTheCursor(t *testing.T) {
 	const bad = "a\x1b]0;owned\x07\u009b2J\r\n\u202eb\x00\xff"
 	l, err := audit.Encode(audit.Record{
 		Prev: hex.EncodeToString(make([]byte, 32)), Time: time.Now(), Event: "enroll", Outcome: "refused", Actor: audit.Actor{Kind: "device", Source: bad},
-		Object: audit.Object{"subject": bad, "transaction": bad, "why": bad, "reasons": []any{audit.Object{"rule": bad, "saw": bad, "say": bad}}},
+		Object: audit.Object{"client": audit.Object{"agent": bad, "traits": []string{bad}}, "subject": bad, "transaction": bad, "why": bad, "reasons": []any{audit.Object{"rule": bad, "saw": bad, "say": bad}}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out strings.Builder
 	printRecord(&out, string(l.Raw))
+	printClients(&out, operator.ClientReport{Old: 1, Clients: []operator.ClientUse{{Profile: bad, Subject: bad, Source: bad, Agent: bad}}})
 	printCertificate(&out, operator.Certificate{Subject: bad})
 	for _, r := range out.String() {
 		if r != '\n' && r != '\t' && (r < ' ' || r > '~') {

@@ -49,6 +49,7 @@ const (
 	ShowPending      = "pending.show"
 	ApprovePending   = "pending.approve"
 	DenyPending      = "pending.deny"
+	ReportClients    = "client.report"
 	SubmitOrder      = "act.submit" // the act that was signed has a row of its own
 )
 
@@ -78,6 +79,7 @@ func Table() []Act {
 		{ShowPending, http.MethodGet, "/api/v1/pending/*", false, readers},
 		{ApprovePending, http.MethodPost, "/api/v1/approvals/*", true, []Role{Administrator, RegistrationOfficer}},
 		{DenyPending, http.MethodPost, "/api/v1/denials/*", true, []Role{Administrator, RegistrationOfficer}},
+		{ReportClients, http.MethodGet, "/api/v1/reports/clients", false, readers},
 		{SubmitOrder, http.MethodPost, "/api/v1/acts", false, []Role{Administrator, RegistrationOfficer, SecurityOfficer}},
 	}
 }
