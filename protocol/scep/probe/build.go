@@ -53,10 +53,12 @@ type identity struct {
 	cert *cms.Certificate
 }
 
-func newIdentity() (*identity, error) {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		return nil, fmt.Errorf("scep probe: making a key: %w", err)
+func newIdentity(key *rsa.PrivateKey) (*identity, error) {
+	if key == nil {
+		var err error
+		if key, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
+			return nil, fmt.Errorf("scep probe: making a key: %w", err)
+		}
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "SCEP probe"},

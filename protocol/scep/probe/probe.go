@@ -19,6 +19,7 @@ package probe
 
 import (
 	"context"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -79,6 +80,8 @@ type Options struct {
 	Roots    *x509.CertPool // that TLS is trusted by; nil: the system's
 	Insecure bool           // http and TLS that nobody vouches for are probed too, and reported
 	Proxy    func(*http.Request) (*url.URL, error)
+
+	key *rsa.PrivateKey // that messages are signed with; nil: a new one
 }
 
 const (
@@ -125,7 +128,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	p := &prober{Options: o, base: u, report: &Report{URL: o.URL, Time: time.Now().UTC()}, seen: map[string][]string{}, nonce: map[string]bool{}}
 	p.http = p.client()
 	defer p.http.CloseIdleConnections()
-	if p.self, err = newIdentity(); err != nil {
+	if p.self, err = newIdentity(o.key); err != nil {
 		return nil, err
 	}
 	caps, err := p.get(ctx, "operation=GetCACaps")
