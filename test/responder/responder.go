@@ -169,6 +169,13 @@ func (s *Server) TLSCA() string {
 	return path
 }
 
+// Set changes the server between two requests.
+func (s *Server) Set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+}
+
 // Announce has the CA announce certificates as the next ones.
 func (s *Server) Announce(certs ...*x509.Certificate) {
 	s.t.Helper()

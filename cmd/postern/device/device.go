@@ -191,9 +191,12 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 	}
 	var out []*x509.Certificate
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, cli.Failed("", "%s: %w", path, err)
+			return nil, cli.Failed("openssl x509 writes PEM", "%s: %w", path, err)
 		}
 		out = append(out, c)
 	}
