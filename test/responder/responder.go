@@ -24,6 +24,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -119,6 +120,7 @@ func New(t testing.TB) *Server {
 	})
 	s.Certs = [][]byte{s.RA.Raw, s.CA.Raw, s.Root.Raw}
 	s.Server = httptest.NewUnstartedServer(s)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that fail are what tests are after
 	t.Cleanup(s.Close)
 	return s
 }
@@ -313,7 +315,7 @@ func (s *Server) reply(m *message, d decision) ([]byte, error) {
 	return s.sign(o)
 }
 
-// Shows reports whether a message is made with an algorithm.
+// shows reports whether a message is made with an algorithm.
 func shows(body []byte, name string) bool {
 	der := map[string][]byte{
 		"DES": {6, 5, 0x2b, 0x0e, 3, 2, 7}, "3DES": {6, 8, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 3, 7},
@@ -322,5 +324,5 @@ func shows(body []byte, name string) bool {
 	return bytes.Contains(body, der)
 }
 
-// Caps without one of them.
+// Without takes a keyword out of the capabilities.
 func (s *Server) Without(keyword string) { s.Caps = strings.Replace(s.Caps, keyword+"\n", "", 1) }

@@ -37,7 +37,7 @@ func (x *tool) path(parts ...string) string {
 }
 
 // bare runs a command, and returns what it printed and how it ended.
-func (x *tool) bare(args ...string) (out map[string]any, said error, code int) {
+func (x *tool) bare(args ...string) (out map[string]any, code int, said error) {
 	x.t.Helper()
 	var stdout, stderr bytes.Buffer
 	format := "json"
@@ -51,19 +51,19 @@ func (x *tool) bare(args ...string) (out map[string]any, said error, code int) {
 		}
 	}
 	if err == nil {
-		return out, nil, 0
+		return out, 0, nil
 	}
 	if e, ok := errors.AsType[*cli.Error](err); ok {
 		if e.Hint == "" {
 			x.t.Errorf("%v: no hint for %v", args, err)
 		}
-		return out, err, e.Code
+		return out, e.Code, err
 	}
-	return out, err, 2
+	return out, 2, err
 }
 
 // run asks the server.
-func (x *tool) run(command string, args ...string) (map[string]any, error, int) {
+func (x *tool) run(command string, args ...string) (map[string]any, int, error) {
 	x.t.Helper()
 	return x.bare(append([]string{command, "--url", x.s.URL + "/scep/x", "--tls-ca", x.ca, "--ca-fingerprint", x.s.Fingerprint()}, args...)...)
 }
@@ -87,7 +87,7 @@ func (x *tool) certificate(path string) *x509.Certificate {
 func TestPending(t *testing.T) {
 	x := newTool(t)
 	x.s.Pending = true
-	out, err, code := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one"), "--challenge-file", "-")
+	out, code, err := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one"), "--challenge-file", "-")
 	if code != device.ExitPending || out["status"] != "pending" || out["folder"] != x.path("one") || len(out["transaction"].(string)) != 64 {
 		t.Fatal(out, err, code)
 	}
@@ -100,26 +100,26 @@ func TestPending(t *testing.T) {
 	if _, err := os.Stat(x.path("one", "cert.pem")); err == nil {
 		t.Error("there is a certificate")
 	}
-	if out, err, code := x.bare("poll", "--out", x.path("one")); code != device.ExitPending || out["status"] != "pending" {
+	if out, code, err := x.bare("poll", "--out", x.path("one")); code != device.ExitPending || out["status"] != "pending" {
 		t.Error(out, err, code)
 	}
 	x.s.Pending = false
-	if out, err, code = x.bare("poll", "--out", x.path("one")); code != 0 || out["status"] != "issued" || out["certificate"] != x.path("one", "cert.pem") {
+	if out, code, err = x.bare("poll", "--out", x.path("one")); code != 0 || out["status"] != "issued" || out["certificate"] != x.path("one", "cert.pem") {
 		t.Fatal(out, err, code)
 	}
 	if _, err := os.Stat(x.path("one", "request.json")); err == nil {
 		t.Error("the request is kept, although it was answered")
 	}
-	if _, err, code := x.bare("poll", "--out", x.path("one")); code != 1 || !strings.Contains(err.Error(), "no request is pending") {
+	if _, code, err := x.bare("poll", "--out", x.path("one")); code != 1 || !strings.Contains(err.Error(), "no request is pending") {
 		t.Error(err, code)
 	}
 	// Its renewal is pending too: it goes on with the old key.
 	x.s.Pending = true
-	if out, err, code := x.run("renew", "--in", x.path("one"), "--out", x.path("two")); code != device.ExitPending {
+	if out, code, err := x.run("renew", "--in", x.path("one"), "--out", x.path("two")); code != device.ExitPending {
 		t.Fatal(out, err, code)
 	}
 	x.s.Pending = false
-	if out, err, code := x.bare("poll", "--out", x.path("two")); code != 0 || out["status"] != "issued" {
+	if out, code, err := x.bare("poll", "--out", x.path("two")); code != 0 || out["status"] != "issued" {
 		t.Fatal(out, err, code)
 	}
 	if x.certificate(x.path("one", "cert.pem")).Equal(x.certificate(x.path("two", "cert.pem"))) {
@@ -131,12 +131,12 @@ func TestPending(t *testing.T) {
 func TestDenied(t *testing.T) {
 	x := newTool(t)
 	x.s.Pending = true
-	if _, err, code := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one")); code != device.ExitPending {
+	if _, code, err := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one")); code != device.ExitPending {
 		t.Fatal(err, code)
 	}
 	x.s.Pending, x.s.Denied = false, true
 	for range 2 {
-		out, err, code := x.bare("poll", "--out", x.path("one"))
+		out, code, err := x.bare("poll", "--out", x.path("one"))
 		if code != 1 || out["status"] != "failure" || out["fail_info_name"] != "badRequest" || !strings.Contains(err.Error(), "not one of ours") {
 			t.Error(out, err, code)
 		}
@@ -147,10 +147,10 @@ func TestDenied(t *testing.T) {
 func TestNoncesAreKept(t *testing.T) {
 	x := newTool(t)
 	x.s.Pending, x.s.SameNonce = true, true
-	if _, err, code := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one")); code != device.ExitPending {
+	if _, code, err := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one")); code != device.ExitPending {
 		t.Fatal(err, code)
 	}
-	if _, err, code := x.bare("poll", "--out", x.path("one")); code != 1 || !strings.Contains(err.Error(), "used before") {
+	if _, code, err := x.bare("poll", "--out", x.path("one")); code != 1 || !strings.Contains(err.Error(), "used before") {
 		t.Error(err, code)
 	}
 }
@@ -159,19 +159,19 @@ func TestNoncesAreKept(t *testing.T) {
 func TestWait(t *testing.T) {
 	x := newTool(t)
 	x.s.Pending = true
-	if _, err, code := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one"), "--wait", "1500ms", "--every", "1s"); code != device.ExitPending || x.s.Polls != 1 {
+	if _, code, err := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one"), "--wait", "1500ms", "--every", "1s"); code != device.ExitPending || x.s.Polls != 1 {
 		t.Fatal(err, code, x.s.Polls)
 	}
 	x.s.Pending, x.s.Away = false, true
-	if _, err, code := x.bare("poll", "--out", x.path("one")); code != 1 {
+	if _, code, err := x.bare("poll", "--out", x.path("one")); code != 1 {
 		t.Error(err, code)
 	}
 	timer := time.AfterFunc(1500*time.Millisecond, func() { x.s.Set(func() { x.s.Away = false }) })
 	defer timer.Stop()
-	if out, err, code := x.bare("poll", "--out", x.path("one"), "--wait", "30s", "--every", "1s"); code != 0 || out["status"] != "issued" {
+	if out, code, err := x.bare("poll", "--out", x.path("one"), "--wait", "30s", "--every", "1s"); code != 0 || out["status"] != "issued" {
 		t.Error(out, err, code)
 	}
-	if _, err, code := x.bare("poll", "--out", x.path("one"), "--every", "1ms"); code != 2 {
+	if _, code, err := x.bare("poll", "--out", x.path("one"), "--every", "1ms"); code != 2 {
 		t.Error(err, code)
 	}
 }
@@ -179,7 +179,7 @@ func TestWait(t *testing.T) {
 func TestAStateThatIsBroken(t *testing.T) {
 	x := newTool(t)
 	x.s.Pending = true
-	if _, err, code := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one")); code != device.ExitPending {
+	if _, code, err := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one")); code != device.ExitPending {
 		t.Fatal(err, code)
 	}
 	good, err := os.ReadFile(x.path("one", "request.json"))
@@ -188,13 +188,13 @@ func TestAStateThatIsBroken(t *testing.T) {
 	}
 	for name, bad := range map[string]string{
 		"cut": string(good[:len(good)/2]), "another version": strings.Replace(string(good), `"version": 1`, `"version": 2`, 1),
-		"unknown": strings.Replace(string(good), `"version"`, `"verison"`, 1), "no base64": strings.Replace(string(good), `"signer": "`, `"signer": "!`, 1),
+		"unknown": strings.Replace(string(good), `"version"`, `"edition"`, 1), "no base64": strings.Replace(string(good), `"signer": "`, `"signer": "!`, 1),
 		"no key": strings.Replace(string(good), `"signer_key": "key.pem"`, `"signer_key": "none.pem"`, 1),
 	} {
 		if err := os.WriteFile(x.path("one", "request.json"), []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err, code := x.bare("poll", "--out", x.path("one")); code != 1 {
+		if _, code, err := x.bare("poll", "--out", x.path("one")); code != 1 {
 			t.Errorf("%s: %v, %d", name, err, code)
 		}
 	}
@@ -205,27 +205,27 @@ func TestAStateThatIsBroken(t *testing.T) {
 
 func TestQueries(t *testing.T) {
 	x := newTool(t)
-	out, err, code := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one"))
+	out, code, err := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one"))
 	if code != 0 {
 		t.Fatal(err)
 	}
 	serial := out["serial"].(string)
-	out, err, code = x.run("getcert", "--serial", serial, "--out", x.path("got"), "--cipher", "AES-256-CBC", "--digest", "sha-512", "--method", "get")
+	out, code, err = x.run("getcert", "--serial", serial, "--out", x.path("got"), "--cipher", "AES-256-CBC", "--digest", "sha-512", "--method", "get")
 	if code != 0 || out["serial"] != serial || !x.certificate(x.path("got", "cert.pem")).Equal(x.certificate(x.path("one", "cert.pem"))) {
 		t.Error(out, err, code)
 	}
-	if _, err, code := x.run("getcert", "--serial", "77"); code != 1 || !strings.Contains(err.Error(), "badCertId") {
+	if _, code, err := x.run("getcert", "--serial", "77"); code != 1 || !strings.Contains(err.Error(), "badCertId") {
 		t.Error(err, code)
 	}
-	if out, err, code := x.run("getcrl", "--in", x.path("one"), "--out", x.path("crl")); code != 0 || out["status"] != "good" || out["number"] != "1" {
+	if out, code, err := x.run("getcrl", "--in", x.path("one"), "--out", x.path("crl")); code != 0 || out["status"] != "good" || out["number"] != "1" {
 		t.Error(out, err, code)
 	}
 	x.s.Set(func() { x.s.Revoked = append(x.s.Revoked, x.certificate(x.path("one", "cert.pem")).SerialNumber) })
-	if out, err, code := x.run("getcrl", "--serial", serial); code != 0 || out["status"] != "revoked" || out["reason"] != 1.0 {
+	if out, code, err := x.run("getcrl", "--serial", serial); code != 0 || out["status"] != "revoked" || out["reason"] != 1.0 {
 		t.Error(out, err, code)
 	}
 	for _, args := range [][]string{{"getcert"}, {"getcrl"}, {"getcert", "--serial", "xyz"}, {"getcert", "--serial", "77", "--digest", "MD5"}, {"getcrl", "--serial", "77", "--cipher", "DES-CBC"}, {"getcrl", "--serial", "77", "--method", "PUT"}} {
-		if _, err, code := x.run(args[0], args[1:]...); code != 2 {
+		if _, code, err := x.run(args[0], args[1:]...); code != 2 {
 			t.Error(args, err, code)
 		}
 	}
@@ -234,7 +234,7 @@ func TestQueries(t *testing.T) {
 // The next CA can be enrolled with before GetCACert has it.
 func TestNextCA(t *testing.T) {
 	x := newTool(t)
-	if _, err, code := x.run("getnextca"); code != 1 || !strings.Contains(err.Error(), "no next CA") {
+	if _, code, err := x.run("getnextca"); code != 1 || !strings.Contains(err.Error(), "no next CA") {
 		t.Error(err, code)
 	}
 	x.s.Announce(x.s.RA, x.s.CA, x.s.Root)
@@ -246,10 +246,10 @@ func TestNextCA(t *testing.T) {
 		t.Fatal(err, out.String())
 	}
 	x.s.Set(func() { x.s.Certs = x.s.Certs[1:] }) // nobody could enroll with these
-	if _, err, code := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one"), "--ca-certs", x.path("next", "certs.pem")); code != 0 {
+	if _, code, err := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("one"), "--ca-certs", x.path("next", "certs.pem")); code != 0 {
 		t.Error(err, code)
 	}
-	if _, err, code := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("two"), "--ca-certs", x.path("one", "key.pem")); code != 1 {
+	if _, code, err := x.run("enroll", "--subject", "CN=a.example", "--out", x.path("two"), "--ca-certs", x.path("one", "key.pem")); code != 1 {
 		t.Error(err, code)
 	}
 }

@@ -54,7 +54,7 @@ func nextGeneration(t *testing.T) (ra, ca, root *x509.Certificate) {
 	return ra, ca, root
 }
 
-// Covers: S-041, S-042, S-043
+// Covers: S-042
 func TestNextCACert(t *testing.T) {
 	k := keys()
 	ra, ca, root := nextGeneration(t)
@@ -150,8 +150,6 @@ func TestTheCAThatWasKept(t *testing.T) {
 }
 
 // A CA without an RA signs and deciphers itself, if its certificate says so.
-//
-// Covers: S-010, S-032
 func TestACAWithoutAnRA(t *testing.T) {
 	k := keys()
 	const both = x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment

@@ -74,8 +74,6 @@ func TestPollOfARenewal(t *testing.T) {
 }
 
 // A server that uses one nonce twice is found out at the second time.
-//
-// Covers: S-071
 func TestANonceThatWasSeen(t *testing.T) {
 	s := newServer(t)
 	s.attributes = replace(5, nonce(16))
@@ -121,7 +119,6 @@ func (s *server) askedFor() (issuer []byte, serial *big.Int) {
 	return q.Issuer.FullBytes, q.Serial
 }
 
-// Covers: S-160, S-161
 func TestCertificate(t *testing.T) {
 	k := keys()
 	s := newServer(t)
@@ -211,7 +208,6 @@ func crlSet(certificates, crls []byte) []byte {
 	return tlv(0x30, signedData, tlv(0xa0, tlv(0x30, append(parts, []byte{0x31, 0})...)))
 }
 
-// Covers: S-162
 func TestCRL(t *testing.T) {
 	s := newServer(t)
 	// crypto/x509 wants cRLSign of whoever verifies a CRL.
@@ -288,7 +284,6 @@ func TestALongCRL(t *testing.T) {
 	}
 }
 
-// Covers: S-005
 func TestHowItAsks(t *testing.T) {
 	s := newServer(t)
 	c := s.start()
