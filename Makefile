@@ -8,6 +8,8 @@ BIN       := bin
 TOOLBIN   := $(CURDIR)/$(BIN)/tools
 GOFLAGS_B := -trimpath -buildvcs=false
 FUZZTIME  ?= 3s
+# For what reads a stranger's octets first: BER, CMS, PKCS#10, attributes, query.
+FUZZLONG  ?= 60s
 DEVICE_PORT   ?= 8443
 OPERATOR_PORT ?= 9443
 export DEVICE_PORT OPERATOR_PORT
@@ -18,7 +20,7 @@ NEED_DEMO := ca-certificates openssl softhsm2 strongswan-pki libstrongswan-stand
 # A token's mechanism state is per process; so are SoftHSM's files. Nothing here
 # reads or writes a token outside the folder of the demo or of one test.
 
-.PHONY: build demo run test lint vet vuln fuzz unit conformance soak bench clean need-demo need-test tools
+.PHONY: build demo run test lint vet vuln fuzz unit conformance soak bench bench-timing clean need-demo need-test tools
 
 build:
 	mkdir -p $(BIN)
@@ -61,9 +63,10 @@ else
 	@echo "govulncheck: NOT RUN (POSTERN_VULNDB names no database folder)"
 endif
 
-# Every fuzz target of the tree, for FUZZTIME each. Their seeds run as tests too.
+# Every fuzz target of the tree, for FUZZTIME each, and those of tools/fuzz-long for
+# FUZZLONG, one on each core. Their seeds run as tests too.
 fuzz:
-	tools/fuzz $(FUZZTIME)
+	tools/fuzz $(FUZZTIME) $(FUZZLONG)
 
 # A test that shows a row of the conformance table has to run: what go test says is
 # read, and printed as go test would.
@@ -82,10 +85,14 @@ test: need-test build lint vuln fuzz unit
 # The loops of `make test`, ten times longer.
 soak: need-test build
 	POSTERN_SOAK=1 POSTERN_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 4h ./test/crash/... ./test/tokens/...
-	tools/fuzz 60s
+	tools/fuzz 60s 60s
 
 bench: need-demo build
 	$(GO) run ./test/load
+
+# Whether the time of an answer tells what was wrong with a message: some minutes.
+bench-timing: need-demo build
+	POSTERN_BIN=$(CURDIR)/$(BIN) $(GO) run ./test/timing -serial 200
 
 clean:
 	rm -rf $(BIN) demo
