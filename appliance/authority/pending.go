@@ -92,6 +92,11 @@ func (p *Pipeline) waiting(ctx context.Context, q *proven) (protocol.Outcome, bo
 		out, err := p.refuse(ctx, q, nil, notAllowed(rulePendingConflict, "request "+was.Request, "another request of the same transaction waits for approval"))
 		return out, true, err
 	}
+	if err == nil && was.State == store.Waiting && was.CSR == q.csrDigest && was.Challenge != "" {
+		// It spent its challenge, which is no alarm as long as it comes with the same request.
+		out, err := p.refuse(ctx, q, nil, late(was))
+		return out, true, err
+	}
 	was, err = p.index.DeniedBefore(ctx, q.profile.Name, q.signerName, q.csrDigest)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
@@ -160,7 +165,7 @@ func (p *Pipeline) poll(ctx context.Context, q *proven) (protocol.Outcome, error
 	case err == nil:
 		return p.refuse(ctx, q, nil, unknownTransaction("serial "+i.Serial+" is revoked or has expired"))
 	case known:
-		return p.refuse(ctx, q, nil, notAllowed("pending.ttl", "request "+was.Request, "nobody approved the request in time: enroll again"))
+		return p.refuse(ctx, q, nil, late(was))
 	}
 	switch was, err = p.index.PendingOf(ctx, q.profile.Name, q.message.TransactionID, ""); {
 	case err == nil:
@@ -182,6 +187,10 @@ func (p *Pipeline) polled(ctx context.Context, q *proven, was store.Pending) (st
 	default:
 		return p.index.Polled(ctx, q.profile.Name, q.message.TransactionID, q.signerName, digest(q.signer.RawSPKI), "")
 	}
+}
+
+func late(w store.Pending) *verdict {
+	return notAllowed("pending.ttl", "request "+w.Request, "nobody approved the request in time: enroll again")
 }
 
 func unknownTransaction(saw string) *verdict {

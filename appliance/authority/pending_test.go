@@ -256,6 +256,27 @@ func TestPendingBounds(t *testing.T) {
 	w.sound()
 }
 
+// A request that expired has spent its challenge. That its device sends it again is
+// no sign of a thief; without a challenge it is a new request.
+func TestExpired(t *testing.T) {
+	w := newWorld(t)
+	key := deviceKeys()[0]
+	a := asked{profile: "manual", transaction: "t", cn: "a.corp.example", challenge: w.challenge("manual", "a.corp.example"), key: key}
+	b := asked{profile: "vouched", transaction: "t", cn: "a.corp.example", key: key}
+	first, second := w.request(a), w.request(b)
+	w.submit(first, saysPending)
+	id := w.submit(second, saysPending).RequestID
+	w.ahead.Store(int64(8 * 24 * time.Hour))
+	w.submit(first, saysLate)
+	if out := w.submit(second, saysPending); out.RequestID == id {
+		t.Error("an expired request waits again under its old id")
+	}
+	if n := w.count("security", "alert"); n != 0 {
+		t.Errorf("%d alarms", n)
+	}
+	w.sound()
+}
+
 // The policy that is in force at the approval decides: what it refuses now is not
 // issued, waits on, and can be denied.
 func TestApprovalIsDecidedAgain(t *testing.T) {

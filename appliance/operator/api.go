@@ -50,6 +50,7 @@ type Status struct {
 	Token     StatusToken     `json:"token"`
 	Expiries  []StatusExpiry  `json:"certificates"`
 	Operators StatusOperators `json:"operators"`
+	Waiting   int64           `json:"waiting,omitempty"` // requests, for an operator's approval
 }
 
 // StatusProfile is one profile and the URL that its devices are told.

@@ -42,6 +42,7 @@ type (
 		Challenges(ctx context.Context, f store.ChallengeFilter) ([]challenge.Record, error)
 		Pending(ctx context.Context, request string) (store.Pending, error)
 		PendingList(ctx context.Context, f store.PendingFilter) ([]store.Pending, error)
+		PendingCount(ctx context.Context, profile string, now time.Time) (int64, error)
 	}
 	recorder interface {
 		AppendAll(ctx context.Context, e ...audit.Entry) ([]audit.Line, error)
@@ -57,7 +58,7 @@ type Options struct {
 	Scan   func(from uint64, fn func(audit.Line) error) error                         // the log's lines, see audit.Scan
 	From   func(t time.Time) (uint64, error)                                          // where to Scan from, see audit.From
 	Find   func(ctx context.Context, request string, limit int) ([]audit.Line, error) // a request's lines, see audit.Find
-	Status func(ctx context.Context) Status                                           // but for Operators
+	Status func(ctx context.Context) Status                                           // but for Operators and Waiting
 	Origin string                                                                     // of the log
 	Rules  acts.Rules
 	Now    func() time.Time
@@ -310,6 +311,13 @@ func (s *Service) status(ctx context.Context, _ *request) (int, any, error) {
 		} else {
 			st.Operators.People++
 		}
+	}
+	for _, p := range st.Profiles {
+		n, err := s.Index.PendingCount(ctx, p.Name, s.Now())
+		if err != nil {
+			break // that something is wrong with the index is said above
+		}
+		st.Waiting += n
 	}
 	return http.StatusOK, st, nil
 }

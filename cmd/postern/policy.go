@@ -65,6 +65,7 @@ func (a *app) policyCheckCmd() *cobra.Command {
 type explanation struct {
 	Profile string          `json:"profile"`
 	Issue   bool            `json:"issue"`
+	Waits   bool            `json:"waits,omitempty"` // for an operator's approval
 	Policy  string          `json:"policy"`
 	Checks  []policy.Check  `json:"checks"`
 	Reasons []policy.Reason `json:"reasons"`
@@ -83,7 +84,8 @@ func (a *app) policyExplainCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, ok := set.Profile(profile); !ok {
+			rules, ok := set.Profile(profile)
+			if !ok {
 				return failed("profiles: "+strings.Join(set.Names(), ", "), "no profile %q", profile)
 			}
 			csr, err := a.readCSR(csrFile)
@@ -91,7 +93,7 @@ func (a *app) policyExplainCmd() *cobra.Command {
 				return err
 			}
 			d := set.Decide(authority.FactsOf(profile, csr, time.Now()))
-			e := explanation{profile, d.Issue, d.Digest, d.Checks, append([]policy.Reason{}, d.Reasons...)}
+			e := explanation{profile, d.Issue, d.Issue && rules.Waits(policy.KindNew), d.Digest, d.Checks, append([]policy.Reason{}, d.Reasons...)}
 			if err := a.print(e, func(w io.Writer) { printExplanation(w, e) }); err != nil {
 				return err
 			}
@@ -148,9 +150,12 @@ func printExplanation(w io.Writer, e explanation) {
 		}
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", verdict, c.Rule, c.Saw, c.Say)
 	}
-	if e.Issue {
+	switch {
+	case e.Waits:
+		_, _ = fmt.Fprintf(w, "profile %s would have it wait for an operator's approval\n", e.Profile)
+	case e.Issue:
 		_, _ = fmt.Fprintf(w, "profile %s would issue\n", e.Profile)
-	} else {
+	default:
 		_, _ = fmt.Fprintf(w, "profile %s would refuse, for %d reason(s)\n", e.Profile, len(e.Reasons))
 	}
 }

@@ -134,6 +134,9 @@ func printStatus(w io.Writer, s operator.Status) {
 	if len(s.Operators.TwoPerson) > 0 {
 		p("\ttwo people for %s\n", strings.Join(s.Operators.TwoPerson, ", "))
 	}
+	if s.Waiting > 0 {
+		p("waiting\t%d requests for approval: postern pending list\n", s.Waiting)
+	}
 	for _, pr := range s.Profiles {
 		p("profile\t%s\t%s\n", pr.Name, pr.URL)
 	}

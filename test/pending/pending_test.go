@@ -381,6 +381,9 @@ func TestFourEyes(t *testing.T) {
 	d := newDevice(t, s, "eyes.demo.example")
 	d.wants(t, scep.PKCSReq, "pending")
 	p := waits(t, s, d.cn)
+	if st := postern[struct{ Waiting int }](t, s, "status"); st.Waiting != 1 {
+		t.Errorf("the status says that %d requests wait", st.Waiting)
+	}
 	if _, errOut, code := s.Postern(t.Context(), nil, "pending", "approve", p.ID, "--reason", "alone"); code != 1 || !strings.Contains(errOut, "pending.approve takes 2 people here") {
 		t.Errorf("one person approves: exit %d: %s", code, errOut)
 	}

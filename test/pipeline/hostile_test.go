@@ -113,8 +113,8 @@ func badMessages(t *testing.T, d *site.Device, key *rsa.PrivateKey) map[string]b
 		}
 	}
 	//lint:ignore SA1019 it is the key transport of SCEP
-	long := must(rsa.EncryptPKCS1v15(rand.Reader, ra, make([]byte, 32)))(t) //nolint:staticcheck // it is the key transport of SCEP
-	content := slices.Clip([]string{"envelope content", "content encoding"})    // noise has good padding now and then
+	long := must(rsa.EncryptPKCS1v15(rand.Reader, ra, make([]byte, 32)))(t)  //nolint:staticcheck // it is the key transport of SCEP
+	content := slices.Clip([]string{"envelope content", "content encoding"}) // noise has good padding now and then
 	return map[string]bad{
 		"a broken signature":           {octets: flipLast, whys: []string{"signature"}},
 		"an envelope to somebody else": {message: func(m *client.Message) { m.Recipient = certificateFor(t, keys[9], d.CA.RASign) }, whys: []string{"recipients"}},
