@@ -8,16 +8,19 @@
 // signs a TBSCertificate only if it is, byte for byte, the one in an intent line
 // that it was fed, for which it was fed no outcome, within the limits of its own,
 // not faster than its own rate, and once; and a checkpoint only of the head that
-// it computed itself. A head is durable before a signature leaves that follows
+// it computed itself. A list of revoked certificates it signs only if an intent line
+// has its number and its digest, once, and an OCSP answer with the OCSP key alone. A
+// head is durable before a signature leaves that follows
 // from it. The newest checkpoint is kept on the token, too: it does not sign for a
-// log that is older. No verb of the CA or audit key takes a digest. The RA keys and
+// log that is older. No verb of the CA, audit or OCSP key takes a digest. The RA keys and
 // the listeners' key are chosen by the caller's link, and each does one thing only.
 //
 // # What it does not protect against
 //
 // Who feeds the log decides what stands in it: a line that should not be there is
 // signed for, and is there for everybody to see from the next checkpoint on. The
-// PIN is in this process, inside the PKCS#11 module.
+// PIN is in this process, inside the PKCS#11 module. OCSP answers stand in no line:
+// who asks for one decides what it says.
 //
 // A Keyholder is safe for concurrent use.
 package keyholder
@@ -93,6 +96,7 @@ type Token interface {
 type CA struct {
 	Key    *hsm.Key
 	Limits issuer.Limits
+	OCSP   *OCSP // nil: nobody answers for its certificates
 }
 
 // Keyholder implements [rpc.LogKeys] and [rpc.GateKeys].
@@ -105,11 +109,13 @@ type Keyholder struct {
 	marks    *marker   // nil: the token has none
 	refusals refusals
 
-	mu    sync.Mutex
-	chain audit.Chain
-	open  map[uint64]intent // fed, without outcome, not signed
-	mark  mark              // what the token knew at the start
-	wrong error             // the log is not the one of the mark: for good
+	mu      sync.Mutex
+	chain   audit.Chain
+	open    map[uint64]intent    // fed, without outcome, not signed
+	lists   map[uint64]crlIntent // the same of CRLs
+	numbers map[string]uint64    // of the last CRL that it was asked for, by issuer; since the start
+	mark    mark                 // what the token knew at the start
+	wrong   error                // the log is not the one of the mark: for good
 }
 
 type intent struct {
@@ -141,7 +147,7 @@ func New(ctx context.Context, o Options) (_ *Keyholder, err error) {
 	if !ok {
 		return nil, fmt.Errorf("keyholder: the audit key is a %T", o.Audit.Public())
 	}
-	k := &Keyholder{o: o, ra: make(map[rpc.KeyID]*hsm.Key), rates: make(map[string]*rate.Limiter), open: make(map[uint64]intent)}
+	k := &Keyholder{o: o, ra: make(map[rpc.KeyID]*hsm.Key), rates: make(map[string]*rate.Limiter), open: make(map[uint64]intent), lists: make(map[uint64]crlIntent), numbers: make(map[string]uint64)}
 	if k.verifier, err = audit.ECDSANoteVerifier(o.Origin, pub); err != nil {
 		return nil, fmt.Errorf("keyholder: %w", err)
 	}
@@ -234,8 +240,11 @@ func (k *Keyholder) Follow(_ context.Context, batch []audit.Line) error {
 			if len(k.open) < maxOpen {
 				k.open[l.Record.Seq] = intent{in, l.Record.Time}
 			}
+		} else if in, ok := audit.CRLIntentOf(l); ok {
+			k.intendCRL(l, in)
 		} else if seq, _, ok := audit.OutcomeOf(l); ok {
 			delete(k.open, seq)
+			delete(k.lists, seq)
 		}
 	}
 	return nil

@@ -31,7 +31,7 @@ var (
 
 // faults are the errors that keep their meaning on the way to another process.
 var faults = [...]error{
-	protocol.ErrUnknownProfile, issuer.ErrNotSigned, ErrNoIntent, ErrNotHead, ErrNoKey, ErrNoToken, ErrLine,
+	protocol.ErrUnknownProfile, issuer.ErrNotSigned, ErrNoIntent, ErrNotHead, ErrNoKey, ErrNoToken, ErrLine, issuer.ErrStatus,
 }
 
 // toFault makes an error one that the other end can tell from others. A bit of the

@@ -17,6 +17,8 @@ const (
 	verbSignCheckpoint
 	verbFacts
 	verbStatus
+	verbSignCRL
+	verbSignOCSP
 )
 
 // Bounds in octets: a to-be-signed certificate, a checkpoint, and what one message
@@ -57,6 +59,7 @@ type LogKeys interface {
 	audit.Marker
 	audit.CheckpointSigner
 	issuer.Signer
+	issuer.StatusSigner
 	Facts(ctx context.Context) (HolderFacts, error)
 	Status(ctx context.Context) (HolderStatus, error)
 }
@@ -96,6 +99,8 @@ func KeyholderTable(gates GateKeys, k LogKeys) map[string]map[link.Verb]link.Han
 			}
 			return answer(out)(k.SignCheckpoint(ctx, h))
 		}},
+		verbSignCRL:  {Do: signCRL(k)},
+		verbSignOCSP: {Do: signOCSP(k)},
 		verbFacts: {Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
 			f, err := k.Facts(ctx)
 			if err != nil {

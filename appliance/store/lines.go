@@ -16,6 +16,7 @@ const (
 	EventEnroll     = "enroll"
 	EventChallenge  = "challenge"
 	EventRevocation = "revocation"
+	EventCRL        = "crl"
 
 	OutIntent   = "intent"
 	OutIssued   = "issued"
@@ -30,7 +31,7 @@ const (
 
 // A Change is one effect of a line on the index: [ChallengeCreated],
 // [ChallengeRevoked], [ChallengeRefused], [PendingAdded], [PendingDenied], [Intent],
-// [Result] or [RevocationDue].
+// [Result], [RevocationDue], [CRLIntent] or [CRLIssued].
 type Change interface{ change() }
 
 type (
@@ -55,9 +56,17 @@ type (
 		State       State
 		Certificate []byte
 	}
-	// RevocationDue marks a serial to be listed as revoked. Where its state is
+	// RevocationDue marks a serial to be listed as revoked: it was revoked, or its
+	// intent came to nobody knows what. The first one stands. Where its state is
 	// [Unknown] this frees the challenge that its intent spent.
-	RevocationDue struct{ Serial string }
+	RevocationDue struct{ Revocation }
+	// CRLIntent is an issuer's newest list, which takes the place of the one before.
+	CRLIntent struct{ CRL CRL }
+	// CRLIssued says that the list of the intent was signed.
+	CRLIssued struct {
+		Seq    uint64 // of the intent
+		SHA256 string
+	}
 )
 
 func (ChallengeCreated) change() {}
@@ -66,6 +75,8 @@ func (ChallengeRefused) change() {}
 func (Intent) change()           {}
 func (Result) change()           {}
 func (RevocationDue) change()    {}
+func (CRLIntent) change()        {}
+func (CRLIssued) change()        {}
 
 // Changes reads a line's effects on the index; most lines have none. It is the
 // only reader of these fields, as the functions beside it are the only writers.
@@ -79,8 +90,12 @@ func Changes(l audit.Line) ([]Change, error) {
 		c, err = challengeOf(r.Object)
 	case EventChallenge + "/" + OutRevoked:
 		c = ChallengeRevoked{ID: r.Object.String("id")}
-	case EventRevocation + "/" + OutDue:
-		c = RevocationDue{Serial: r.Object.String("serial")}
+	case EventRevocation + "/" + OutDue, EventRevocation + "/" + OutRevoked:
+		c, err = revocationOf(l)
+	case EventCRL + "/" + OutIntent:
+		c, err = crlOf(l)
+	case EventCRL + "/" + OutIssued:
+		c, err = crlIssuedOf(l)
 	case EventEnroll + "/" + OutIntent:
 		c, err = intentOf(l)
 	case EventEnroll + "/" + OutIssued, EventEnroll + "/" + OutFailed, EventEnroll + "/" + OutUnknown:
@@ -191,11 +206,6 @@ func resultOf(l audit.Line) (Change, error) {
 		r.Certificate = der
 	}
 	return r, nil
-}
-
-// RevocationObject is the object of the line that makes a revocation due.
-func RevocationObject(serial, why string) audit.Object {
-	return audit.Object{"serial": serial, "why": why}
 }
 
 func unix(s int64) time.Time { return time.Unix(s, 0).UTC() }

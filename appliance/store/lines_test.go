@@ -30,6 +30,10 @@ func TestChangesReadsWhatWasWritten(t *testing.T) {
 	never := storetest.Issuance("d2", "0c")
 	never.NotAfter, never.LineageFrom = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC), time.Time{}
 
+	revoked := store.Revocation{Serial: "0c", Reason: 4, At: storetest.Day().Add(time.Minute)}
+	list := storetest.List("corp", 7)
+	list.Seq = 12
+
 	l := storetest.NewLog(t)
 	seq := func(i store.Issuance) store.Issuance { i.IntentSeq = l.Next(); return i }
 	for _, c := range []struct {
@@ -46,7 +50,10 @@ func TestChangesReadsWhatWasWritten(t *testing.T) {
 		{store.Result{IntentSeq: 4, Seq: 7, State: store.Issued, Certificate: storetest.DER(4)}, l.Result(4, store.Issued)},
 		{store.Result{IntentSeq: 5, Seq: 8, State: store.Failed}, l.Result(5, store.Failed)},
 		{store.Result{IntentSeq: 6, Seq: 9, State: store.Unknown}, l.Result(6, store.Unknown)},
-		{store.RevocationDue{Serial: "0c"}, l.Due("0c")},
+		{store.RevocationDue{Revocation: store.Revocation{Serial: "0c", At: storetest.Day()}}, l.Due("0c")},
+		{store.RevocationDue{Revocation: revoked}, l.RevokedFor(revoked)},
+		{store.CRLIntent{CRL: list}, l.CRL(list)},
+		{store.CRLIssued{Seq: 12, SHA256: storetest.Digest("crl12")}, l.CRLIssued(12)},
 	} {
 		for how, line := range map[string]audit.Line{"read": c.line, "written": l.Written[c.line.Record.Seq]} {
 			got, err := store.Changes(line)

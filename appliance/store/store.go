@@ -68,7 +68,28 @@ type Issuance struct {
 	State         State
 	ResultSeq     uint64 // 0 while intended
 	Certificate   []byte // DER, only where issued
-	RevocationDue bool   // to be listed as revoked
+	RevocationDue bool   // to be listed as revoked: by whom or what ever, there is one notion of it
+	Reason        int    // of the revocation (RFC 5280, section 5.3.1); 0: none is told
+	RevokedAt     time.Time
+}
+
+// A Revocation is a serial number that a list of revoked certificates names.
+type Revocation struct {
+	Serial string
+	Reason int
+	At     time.Time
+}
+
+// A CRL is the newest list of an issuer, as far as the log has it.
+type CRL struct {
+	Issuer     string
+	Number     uint64
+	Seq        uint64 // of the intent
+	ThisUpdate time.Time
+	NextUpdate time.Time
+	Entries    int64
+	Issued     bool   // it was signed, and that is recorded
+	SHA256     string // hex, of the signed list; "" while it is not issued
 }
 
 // CertificateFilter selects issuances, newest intent first.

@@ -49,6 +49,10 @@ type Limits struct {
 	KeyUsage    x509.KeyUsage // usages that it signs for
 	ExtKeyUsage []asn1.ObjectIdentifier
 
+	// For status alone, where a zero value allows none.
+	SubjectKeyID []byte        // of the CA
+	MaxStatus    time.Duration // that a CRL or an OCSP answer is good for
+
 	algorithm []byte // DER of the AlgorithmIdentifier; nil: IssuerSPKI says
 }
 

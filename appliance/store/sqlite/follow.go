@@ -24,6 +24,7 @@ type writes struct {
 	intent, spend           *sql.Stmt
 	result, due, free       *sql.Stmt
 	pend, deny, approve     *sql.Stmt
+	crl, crlIssued          *sql.Stmt
 	all                     []*sql.Stmt
 }
 
@@ -58,7 +59,8 @@ func (w *writes) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 			VALUES (` + strings.TrimSuffix(strings.Repeat("?, ", len(intentColumns)), ", ") + `)`},
 		{&w.spend, `UPDATE challenge SET state = 'spent', spent_by = ?, lineage = ? WHERE id = ? AND state = 'open'`},
 		{&w.result, `UPDATE certificate SET state = ?, result_seq = ?, der = ? WHERE intent_seq = ? AND state = 'intended'`},
-		{&w.due, `UPDATE certificate SET revocation_due = 1 WHERE serial = ? RETURNING intent_seq, state`},
+		{&w.due, `UPDATE certificate SET revoked_at = iif(revocation_due, revoked_at, ?2), reason = iif(revocation_due, reason, ?3), revocation_due = 1
+			WHERE serial = ?1 RETURNING intent_seq, state`},
 		// A challenge that was freed already may have been spent by another intent.
 		{&w.free, `UPDATE challenge SET state = 'open', spent_by = 0, lineage = ''
 			WHERE id = (SELECT challenge FROM certificate WHERE intent_seq = ?1
@@ -68,6 +70,10 @@ func (w *writes) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 			VALUES (` + strings.TrimSuffix(strings.Repeat("?, ", len(pendingColumns)), ", ") + `)`},
 		{&w.deny, `UPDATE pending SET denied_seq = ?, why = ? WHERE request = ? AND ` + waiting},
 		{&w.approve, `UPDATE pending SET intent_seq = ? WHERE request = ? AND ` + waiting},
+		{&w.crl, `INSERT INTO crl (issuer, number, seq, this_update, next_update, entries) VALUES (?, ?, ?, ?, ?, ?)
+			ON CONFLICT (issuer) DO UPDATE SET number = excluded.number, seq = excluded.seq, this_update = excluded.this_update,
+			next_update = excluded.next_update, entries = excluded.entries, sha256 = '' WHERE number < excluded.number`},
+		{&w.crlIssued, `UPDATE crl SET sha256 = ?2 WHERE seq = ?1 AND sha256 = ''`},
 	} {
 		if *p.stmt, err = conn.PrepareContext(ctx, p.text); err != nil {
 			return fmt.Errorf("preparing %q: %w", p.text, err)
@@ -273,7 +279,12 @@ func (s *Store) change(ctx context.Context, seq uint64, c store.Change) error {
 	case store.Result:
 		return w.end(ctx, c)
 	case store.RevocationDue:
-		return w.revocation(ctx, c.Serial)
+		return w.revocation(ctx, c.Revocation)
+	case store.CRLIntent:
+		return w.list(ctx, c.CRL)
+	case store.CRLIssued:
+		_, err := w.crlIssued.ExecContext(ctx, c.Seq, c.SHA256) // of a newer one's predecessor there is no row
+		return err
 	default:
 		return fmt.Errorf("a change %T that the index does not know", c)
 	}
@@ -332,22 +343,6 @@ func (w *writes) end(ctx context.Context, r store.Result) error {
 		return nil
 	}
 	_, err := w.free.ExecContext(ctx, r.IntentSeq)
-	return err
-}
-
-func (w *writes) revocation(ctx context.Context, serial string) error {
-	var seq uint64
-	var state string
-	err := w.due.QueryRowContext(ctx, serial).Scan(&seq, &state)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return fmt.Errorf("a revocation of serial %s, which is unknown", serial)
-	case err != nil:
-		return fmt.Errorf("marking serial %s: %w", serial, err)
-	case store.State(state) != store.Unknown:
-		return nil
-	}
-	_, err = w.free.ExecContext(ctx, seq)
 	return err
 }
 

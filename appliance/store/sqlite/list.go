@@ -144,7 +144,7 @@ func dump(ctx context.Context, conn *sql.Conn, w io.Writer) error {
 		return err
 	}
 	rows, err = conn.QueryContext(ctx, ordered(columns(intentColumns, resultColumns), "certificate", "intent_seq"))
-	return each(rows, err, scanIssuance, func(i store.Issuance) error {
+	if err := each(rows, err, scanIssuance, func(i store.Issuance) error {
 		var sum string
 		if i.Certificate != nil {
 			h := sha256.Sum256(i.Certificate)
@@ -154,7 +154,11 @@ func dump(ctx context.Context, conn *sql.Conn, w io.Writer) error {
 			store.Issuance
 			Certificate string
 		}{i, sum})
-	})
+	}); err != nil {
+		return err
+	}
+	rows, err = conn.QueryContext(ctx, ordered(crlColumns, "crl", "issuer"))
+	return each(rows, err, scanCRL, func(c store.CRL) error { return dumpLine(w, "crl", c) })
 }
 
 // ordered makes the query for a whole table.

@@ -19,7 +19,7 @@ var (
 		"intent_seq", "serial", "profile", "issuer", "request", "subject", "names", "spki", "not_before", "not_after",
 		"lineage", "generation", "lineage_from", "predecessor", "challenge", "transaction_id", "signer", "csr", "state",
 	}
-	resultColumns = []string{"result_seq", "revocation_due", "der"}
+	resultColumns = []string{"result_seq", "revocation_due", "reason", "revoked_at", "der"}
 )
 
 const challengeColumns = "id, tag, profile, names, created, expires, state, refusals, spent_by, lineage"
@@ -121,16 +121,19 @@ func scanChallenge(r row) (challenge.Record, error) {
 // scanIssuance reads intentColumns and resultColumns.
 func scanIssuance(r row) (store.Issuance, error) {
 	var i store.Issuance
-	var before, after, from int64
+	var before, after, from, revoked int64
 	err := r.Scan(
 		&i.IntentSeq, &i.Serial, &i.Profile, &i.Issuer, &i.Request, &i.Subject, &i.Names, &i.SPKI, &before, &after,
 		&i.Lineage, &i.Generation, &from, &i.Predecessor, &i.Challenge, &i.Transaction, &i.Signer, &i.CSR, &i.State,
-		&i.ResultSeq, &i.RevocationDue, &i.Certificate,
+		&i.ResultSeq, &i.RevocationDue, &i.Reason, &revoked, &i.Certificate,
 	)
 	if err != nil {
 		return store.Issuance{}, err
 	}
 	i.NotBefore, i.NotAfter, i.LineageFrom = unix(before), unix(after), unix(from)
+	if i.RevocationDue {
+		i.RevokedAt = unix(revoked)
+	}
 	return i, nil
 }
 

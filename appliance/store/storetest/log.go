@@ -165,6 +165,22 @@ func (l *Log) Due(serial string) audit.Line {
 	return l.Add(store.EventRevocation, store.OutDue, "", store.RevocationObject(serial, "test"))
 }
 
+// RevokedFor appends the revocation of a serial by somebody.
+func (l *Log) RevokedFor(r store.Revocation) audit.Line {
+	return l.Add(store.EventRevocation, store.OutRevoked, "", store.RevokedObject(r))
+}
+
+// CRL appends the intent of a list. Its seq is that of the line, whatever c says.
+func (l *Log) CRL(c store.CRL) audit.Line {
+	in := audit.CRLIntent{Issuer: c.Issuer, Number: c.Number, Digest: Digest(fmt.Sprint(c.Issuer, c.Number))}
+	return l.Add(store.EventCRL, store.OutIntent, "", store.CRLObject(in, c))
+}
+
+// CRLIssued appends that the list of an intent was signed.
+func (l *Log) CRLIssued(seq uint64) audit.Line {
+	return l.Add(store.EventCRL, store.OutIssued, "", store.CRLResultObject(seq, audit.CRLIntent{Issuer: "corp", Number: 1}, Digest(fmt.Sprint("crl", seq))))
+}
+
 // DER stands for the certificate of an intent.
 func DER(intent uint64) []byte { return fmt.Appendf(nil, "certificate of intent %d", intent) }
 

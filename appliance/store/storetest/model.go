@@ -3,7 +3,6 @@ package storetest
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -21,10 +20,11 @@ type model struct {
 	challenges map[string]challenge.Record
 	issued     map[string]store.Issuance // all states, by serial
 	pending    map[string]store.Pending  // all states, by request
+	crls       map[string]store.CRL      // by issuer
 }
 
 func newModel() model {
-	return model{map[string]challenge.Record{}, map[string]store.Issuance{}, map[string]store.Pending{}}
+	return model{map[string]challenge.Record{}, map[string]store.Issuance{}, map[string]store.Pending{}, map[string]store.CRL{}}
 }
 
 // clone returns a model that changes apart from m.
@@ -38,6 +38,9 @@ func (m model) clone() model {
 	}
 	for k, v := range m.issued {
 		c.issued[k] = v
+	}
+	for k, v := range m.crls {
+		c.crls[k] = v
 	}
 	return c
 }
@@ -78,9 +81,16 @@ func (m model) apply(l audit.Line) bool {
 		case store.RevocationDue:
 			i, exists := m.issued[c.Serial]
 			ok = ok && exists
-			i.RevocationDue = true
+			if !i.RevocationDue {
+				i.RevocationDue, i.Reason, i.RevokedAt = true, c.Reason, c.At
+			}
 			m.issued[c.Serial] = i
 			m.free(i)
+		case store.CRLIntent:
+			ok = ok && c.CRL.Number > m.crls[c.CRL.Issuer].Number
+			m.crls[c.CRL.Issuer] = c.CRL
+		case store.CRLIssued:
+			m.sign(c)
 		}
 	}
 	return ok
@@ -191,16 +201,6 @@ func testModel(t *testing.T, open Opener) {
 	})
 }
 
-// tempDir is the folder of one index of one case: the test has thousands.
-func tempDir(rt *rapid.T) string {
-	dir, err := os.MkdirTemp("", "storetest")
-	if err != nil {
-		rt.Fatal(err)
-	}
-	rt.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
 // draw feeds one batch and returns the model after it: m itself if a line of it
 // was one to be refused.
 func (f *fixture) draw(rt *rapid.T, m model) model {
@@ -227,7 +227,7 @@ func (f *fixture) line(rt *rapid.T, m model) audit.Line {
 	if len(all) > 0 {
 		some = rapid.SampledFrom(all).Draw(rt, "issuance")
 	}
-	switch rapid.IntRange(0, 13).Draw(rt, "kind") {
+	switch rapid.IntRange(0, 16).Draw(rt, "kind") {
 	case 0, 1:
 		return f.log.Created(Challenge(id))
 	case 2:
@@ -249,6 +249,8 @@ func (f *fixture) line(rt *rapid.T, m model) audit.Line {
 		return f.log.Due(some.Serial)
 	case 10, 11, 12:
 		return f.waitingLine(rt, m, id)
+	case 13, 14, 15:
+		return f.statusLine(rt, some.Serial)
 	default:
 		if open := m.sorted(func(i store.Issuance) bool { return i.State == store.Intended }); len(open) > 0 {
 			some = rapid.SampledFrom(open).Draw(rt, "open intent")
@@ -315,7 +317,7 @@ func (m model) compare(f *fixture) string {
 			return fmt.Sprintf("as serial %s asks: %s", serial, diff)
 		}
 	}
-	if diff := m.comparePending(f); diff != "" {
+	if diff := m.compareStatus(f) + m.comparePending(f); diff != "" {
 		return diff
 	}
 	all := m.sorted(func(store.Issuance) bool { return true })

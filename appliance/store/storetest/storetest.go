@@ -18,8 +18,11 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"os"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"github.com/postern-pki/postern/appliance/store"
 	"github.com/postern-pki/postern/audit"
@@ -38,6 +41,8 @@ type Index interface {
 	RenewalOf(ctx context.Context, profile, signer, csr string) (store.Issuance, error)
 	LineageRenewals(ctx context.Context, lineage string) (int64, error)
 	InUse(ctx context.Context, u store.Use) (store.Used, error)
+	Revocations(ctx context.Context, issuer string, ends time.Time) ([]store.Revocation, error)
+	CRL(ctx context.Context, issuer string) (store.CRL, error)
 	OpenIntents(ctx context.Context) ([]store.Issuance, error)
 	Pending(ctx context.Context, request string) (store.Pending, error)
 	PendingOf(ctx context.Context, profile, transaction, signer string) (store.Pending, error)
@@ -73,6 +78,10 @@ func Run(t *testing.T, open Opener) {
 		{"a challenge is not taken from who spent it next", testNotTaken},
 		{"an intent has one result", testOneResult},
 		{"a revocation of nothing is refused", testDueOfNothing},
+		{"the first revocation stands", testRevokedOnce},
+		{"revocations are of an issuer, by serial, until they end", testRevocations},
+		{"the newest CRL of an issuer is known", testCRL},
+		{"a CRL's number only grows", testCRLNumber},
 		{"a transaction is the newest certificate for exactly these", testTransaction},
 		{"a renewal is found by signer and CSR", testRenewalOf},
 		{"a lineage counts what is or may be issued", testLineage},
@@ -192,4 +201,14 @@ func (f *fixture) certificate(serial string) store.Issuance {
 		f.Fatalf("Certificate(%q): %v", serial, err)
 	}
 	return i
+}
+
+// tempDir is the folder of one index of one case: the test has thousands.
+func tempDir(rt *rapid.T) string {
+	dir, err := os.MkdirTemp("", "storetest")
+	if err != nil {
+		rt.Fatal(err)
+	}
+	rt.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
