@@ -19,6 +19,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/postern-pki/postern/appliance/authority"
+	"github.com/postern-pki/postern/appliance/authority/status"
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/operator"
 	"github.com/postern-pki/postern/appliance/rpc"
@@ -42,8 +43,10 @@ type Authority struct {
 	holder    rpc.LogKeys
 	facts     rpc.HolderFacts
 	log       *audit.Log
+	issuers   map[string]*issuer.Issuer
 	index     *sqlite.Store
 	pipeline  *authority.Pipeline
+	status    *status.Service
 	operators *operator.Service
 	cert      *servercert.Internal // nil: the listeners' certificate is not from here
 }
@@ -57,13 +60,13 @@ func OpenAuthority(ctx context.Context, cfg *config.Config, env Env, holder rpc.
 	if a.facts, err = holder.Facts(ctx); err != nil {
 		return nil, fmt.Errorf("asking the keyholder for its keys: %w", err)
 	}
-	for _, open := range []func(context.Context) error{a.openState, a.openLog, a.openPipeline, a.start, a.openCertificate} {
+	for _, open := range []func(context.Context) error{a.openState, a.openLog, a.openStatus, a.openPipeline, a.start, a.openCertificate} {
 		if err := open(ctx); err != nil {
 			return nil, err
 		}
 	}
 	a.operators = operator.New(operator.Options{
-		Acts: a.pipeline, Index: a.index, Log: a.log, Status: a.status, Zap: a.env.Zap.Named("operator"),
+		Acts: a.pipeline, Index: a.index, Log: a.log, Status: a.howItIs, Publication: a.publication, Zap: a.env.Zap.Named("operator"),
 		Origin: a.cfg.Origin, Rules: a.cfg.Rules, Now: a.env.Now, Scan: scanner(a.cfg),
 		From: func(t time.Time) (uint64, error) { return audit.From(auditDir(a.cfg), t) },
 		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {
@@ -71,6 +74,7 @@ func OpenAuthority(ctx context.Context, cfg *config.Config, env Env, holder rpc.
 		},
 	})
 	a.background(ctx, "asking the keyholder", a.watchHolder)
+	a.background(ctx, "the lists of what is revoked", a.status.Run)
 	return a, nil
 }
 
@@ -79,7 +83,7 @@ func (a *Authority) Close(ctx context.Context) error { return a.closers.Close(ct
 
 // Verbs are what the gates may ask for.
 func (a *Authority) Verbs() rpc.AuthorityVerbs {
-	return rpc.AuthorityVerbs{Devices: a.pipeline, Operate: a.Operate, Chain: a.Chain}
+	return rpc.AuthorityVerbs{Devices: a.pipeline, Operate: a.Operate, Chain: a.Chain, Status: a.status}
 }
 
 // Operate carries out an operator's call that came over the link of a role.
@@ -147,10 +151,7 @@ func (a *Authority) openLog(ctx context.Context) error {
 func (a *Authority) openPipeline(context.Context) error {
 	issuers := make(map[string]authority.Issuer)
 	for _, i := range a.cfg.Issuers {
-		is, err := issuer.New(i.Name, i.CA, a.holder, issuer.Options{MaxValidity: i.MaxValidity})
-		if err != nil {
-			return fmt.Errorf("issuer %s: %w", i.Name, err)
-		}
+		is := a.issuers[i.Name]
 		s := protocol.Service{RASign: i.RASign.Raw, RADecrypt: i.RADecrypt.Raw, CA: i.CA.Raw}
 		for _, c := range i.Chain {
 			s.Chain = append(s.Chain, c.Raw)
@@ -163,6 +164,7 @@ func (a *Authority) openPipeline(context.Context) error {
 	}
 	a.pipeline, err = authority.New(authority.Options{
 		Log: a.log, Index: a.index, Policies: a.cfg.Policies, Tagger: tagger, Issuers: issuers, Now: a.env.Now, Zap: a.env.Zap.Named("authority"),
+		Revoked: a.status.Revoked,
 	})
 	return err
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/postern-pki/postern/appliance/gate"
 	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/status"
 	"github.com/postern-pki/postern/tls/listen"
 	"github.com/postern-pki/postern/tls/servercert"
 )
@@ -39,6 +40,7 @@ type certificate interface {
 // A GateAuthority is what a gate needs of the authority.
 type GateAuthority interface {
 	protocol.Authority
+	status.Source
 	rpc.Operator
 	Chain(ctx context.Context) ([][]byte, error)
 }

@@ -76,12 +76,21 @@ func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 	for _, i := range k.cfg.Issuers {
 		limits, err := issuer.Limits{
 			MaxValidity: i.MaxValidity, NotAfter: i.CA.NotAfter, Issuer: i.CA.RawSubject, IssuerSPKI: i.CA.RawSubjectPublicKeyInfo,
+			SubjectKeyID: i.CA.SubjectKeyId, MaxStatus: i.Status.Validity,
 			KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement | x509.KeyUsageDataEncipherment | x509.KeyUsageContentCommitment,
 		}.Fixed()
 		if err != nil {
 			return o, fmt.Errorf("issuer %s: %w", i.Name, err)
 		}
-		o.CAs[i.Name] = keyholder.CA{Key: k.keys[i.Issuer.CA.Key], Limits: limits}
+		ca := keyholder.CA{Key: k.keys[i.Issuer.CA.Key], Limits: limits}
+		if c := i.Status.OCSP; c != nil {
+			limits, err := issuer.NewOCSPLimits(c, i.CA, i.Status.Answers)
+			if err != nil {
+				return o, fmt.Errorf("issuer %s: %w", i.Name, err)
+			}
+			ca.OCSP = keyholder.NewOCSP(k.keys[i.Issuer.OCSP.Key], limits)
+		}
+		o.CAs[i.Name] = ca
 		o.RA = append(o.RA, k.keys[i.Issuer.RASign.Key], k.keys[i.Issuer.RADecrypt.Key])
 	}
 	return o, nil
@@ -106,7 +115,7 @@ func (m marks) Replace(ctx context.Context, mark []byte) error {
 var purposes = [...]struct {
 	word    string
 	purpose hsm.Purpose
-}{{"ca", hsm.CA}, {"ra-sign", hsm.RASign}, {"ra-decrypt", hsm.RADecrypt}, {"ra", hsm.RA}, {"tls", hsm.TLS}, {"audit", hsm.Audit}}
+}{{"ca", hsm.CA}, {"ra-sign", hsm.RASign}, {"ra-decrypt", hsm.RADecrypt}, {"ra", hsm.RA}, {"tls", hsm.TLS}, {"audit", hsm.Audit}, {"ocsp", hsm.OCSP}}
 
 // openKey finds a key and compares its public key with what the ceremony
 // recorded.
@@ -146,6 +155,9 @@ func (k *Keyholder) matchCertificates() error {
 	for _, i := range k.cfg.Issuers {
 		pairs = append(pairs, pair{i.Name + " ca", i.Issuer.CA.Key, i.CA},
 			pair{i.Name + " ra_sign", i.Issuer.RASign.Key, i.RASign}, pair{i.Name + " ra_decrypt", i.Issuer.RADecrypt.Key, i.RADecrypt})
+		if c := i.Status.OCSP; c != nil {
+			pairs = append(pairs, pair{i.Name + " ocsp", i.Issuer.OCSP.Key, c})
+		}
 	}
 	for _, p := range pairs {
 		if !keyholder.MatchesCertificate(k.keys[p.key], p.cert) {

@@ -70,8 +70,8 @@ func refusals(s rpc.HolderStatus) []audit.Entry {
 	return all
 }
 
-// status is how the appliance is, with every reason why it is not good.
-func (a *Authority) status(ctx context.Context) operator.Status {
+// howItIs is how the appliance is, with every reason why it is not good.
+func (a *Authority) howItIs(ctx context.Context) operator.Status {
 	head := a.log.Head()
 	s := operator.Status{
 		State: operator.Good, Reasons: []string{}, Version: a.env.Version, Started: a.started, Policy: a.cfg.Policies.Digest(),
@@ -93,6 +93,12 @@ func (a *Authority) status(ctx context.Context) operator.Status {
 	case holder.Trouble != "":
 		degraded("the token: " + holder.Trouble)
 	}
+	for _, l := range a.status.Overview() {
+		s.CRLs = append(s.CRLs, operator.StatusCRL{Issuer: l.Issuer, Number: l.Number, NextUpdate: l.NextUpdate})
+		if l.Trouble != "" {
+			degraded("the CRL of " + l.Issuer + ": " + l.Trouble)
+		}
+	}
 	expiry := func(name string, c *x509.Certificate) {
 		sum := sha256.Sum256(c.Raw)
 		s.Expiries = append(s.Expiries, operator.StatusExpiry{Name: name, NotAfter: c.NotAfter, SHA256: hex.EncodeToString(sum[:])})
@@ -108,6 +114,11 @@ func (a *Authority) status(ctx context.Context) operator.Status {
 			continue
 		}
 		expiry(i.Name+" ra-decrypt", i.RADecrypt)
+	}
+	for _, i := range a.cfg.Issuers {
+		if c := i.Status.OCSP; c != nil {
+			expiry(i.Name+" ocsp", c)
+		}
 	}
 	expiry("audit", a.cfg.AuditCertificate)
 	switch {

@@ -25,12 +25,12 @@ type Purpose string
 
 // The purposes.
 const (
-	CA        Purpose = "ca"         // signs certificates and CRLs
-	RASign    Purpose = "ra-sign"    // signs answers
-	RADecrypt Purpose = "ra-decrypt" // opens envelopes, and signs nothing
-	RA        Purpose = "ra"         // signs answers and opens envelopes: weaker than two keys
-	TLS       Purpose = "tls"        // signs handshakes
-	Audit     Purpose = "audit"      // signs checkpoints and manifests
+	CA          Purpose = "ca"            // signs certificates and CRLs
+	RASign      Purpose = "ra-sign"       // signs answers
+	RADecrypt   Purpose = "ra-decrypt"    // opens envelopes, and signs nothing
+	RA          Purpose = "ra"            // signs answers and opens envelopes: weaker than two keys
+	TLS         Purpose = "tls"           // signs handshakes
+	Audit, OCSP Purpose = "audit", "ocsp" // sign checkpoints and manifests; answers about certificates
 )
 
 // An Algorithm is a kind of key, with its size.
@@ -74,7 +74,7 @@ func (p Purpose) Algorithms() []Algorithm {
 		return []Algorithm{P256, P384, RSA2048, RSA3072, RSA4096}
 	case RASign, RADecrypt, RA:
 		return []Algorithm{RSA2048, RSA3072, RSA4096}
-	case TLS, Audit:
+	case TLS, Audit, OCSP:
 		return []Algorithm{P256} // what checkpoints are signed with, and every device knows
 	default:
 		return nil

@@ -23,9 +23,11 @@ var (
 	ErrNoProfile  = errors.New("no such profile")
 	ErrBadRequest = errors.New("bad request")
 	ErrNotOpen    = errors.New("the challenge is not open")
-	ErrReason     = errors.New("a decision needs a reason")
-	ErrNotWaiting = errors.New("the request does not wait for a decision")
-	ErrRefused    = errors.New("the request is refused now")
+	// ErrNotRevocable says that a serial number cannot be revoked as it is.
+	ErrNotRevocable = errors.New("the certificate cannot be revoked")
+	ErrReason       = errors.New("a decision needs a reason")
+	ErrNotWaiting   = errors.New("the request does not wait for a decision")
+	ErrRefused      = errors.New("the request is refused now")
 )
 
 // A NewChallenge is what an operator asks for. Subject is RFC 4514; TTL 0 is the
@@ -93,6 +95,46 @@ func (p *Pipeline) RevokeChallenge(ctx context.Context, who audit.Actor, id stri
 		Event: store.EventChallenge, Outcome: store.OutRevoked, Request: newID(), Actor: who, Object: audit.Object{"id": id, "why": "an operator revoked it"},
 	})...)
 	return err
+}
+
+// RevokeCertificate revokes a certificate for one of the reasons of package issuer,
+// from now on and for good. When it returns, that is durable: the certificate does not
+// renew, an OCSP answer says it, and a new list is on its way. The error is
+// [store.ErrNotFound], [ErrBadRequest] or [ErrNotRevocable].
+func (p *Pipeline) RevokeCertificate(ctx context.Context, who audit.Actor, serial string, reason int, before ...audit.Entry) (store.Revocation, error) {
+	if issuer.Reason(reason) == "" {
+		return store.Revocation{}, fmt.Errorf("%w: no certificate is revoked for reason %d", ErrBadRequest, reason)
+	}
+	i, err := p.index.Certificate(ctx, serial)
+	if err != nil {
+		return store.Revocation{}, err
+	}
+	// A renewal that is being decided comes first, or sees it.
+	unlock, err := p.locks.lock(ctx, "lineage/"+i.Lineage)
+	if err != nil {
+		return store.Revocation{}, err
+	}
+	defer unlock()
+	if i, err = p.index.Certificate(ctx, serial); err != nil {
+		return store.Revocation{}, err
+	}
+	switch {
+	case i.RevocationDue:
+		return store.Revocation{}, fmt.Errorf("%w: it is revoked since %s", ErrNotRevocable, i.RevokedAt.Format(time.RFC3339))
+	case i.State != store.Issued:
+		return store.Revocation{}, fmt.Errorf("%w: it is %s", ErrNotRevocable, i.State)
+	}
+	r := store.Revocation{Serial: serial, Reason: reason, At: p.now().UTC().Truncate(time.Second)}
+	o := store.RevokedObject(r)
+	o["issuer"], o["profile"], o["subject"] = i.Issuer, i.Profile, i.Subject
+	_, err = p.log.AppendAll(ctx, append(slices.Clone(before), audit.Entry{
+		Event: store.EventRevocation, Outcome: store.OutRevoked, Request: newID(), Actor: who, Object: o,
+	})...)
+	if err != nil {
+		return store.Revocation{}, err
+	}
+	p.revoked(i.Issuer, serial)
+	return r, nil
 }
 
 func (p *Pipeline) newChallenge(a NewChallenge) (Challenge, challenge.Record, error) {

@@ -69,7 +69,7 @@ type Issuer struct {
 	Service protocol.Service // what its profiles offer, Profile and the profile's own limits left empty
 }
 
-// Options are what New needs; every field is required.
+// Options are what New needs; every field is required, unless it says otherwise.
 type Options struct {
 	Log      recorder
 	Index    index
@@ -78,6 +78,8 @@ type Options struct {
 	Issuers  map[string]Issuer // by the name that profiles use
 	Now      func() time.Time
 	Zap      *zap.Logger
+	// Revoked is called when a revocation is durable; it does not wait. nil: nobody asks.
+	Revoked func(issuer, serial string)
 }
 
 // Pipeline implements [protocol.Authority] and the operators' acts.
@@ -94,6 +96,7 @@ type Pipeline struct {
 	rate       rates
 	now        func() time.Time
 	zap        *zap.Logger
+	revoked    func(issuer, serial string)
 }
 
 var _ protocol.Authority = (*Pipeline)(nil)
@@ -118,11 +121,14 @@ func New(o Options) (*Pipeline, error) {
 		}
 		subjects[string(ca.RawSubject)] = true
 	}
+	if o.Revoked == nil {
+		o.Revoked = func(string, string) {}
+	}
 	holds := challenge.NewHolds(o.Now)
 	return &Pipeline{
 		log: o.Log, index: o.Index, policies: o.Policies, tagger: o.Tagger, holds: holds,
 		challenges: challenge.NewService(o.Index, o.Tagger, holds),
-		issuers:    o.Issuers, subjects: subjects, now: o.Now, zap: o.Zap,
+		issuers:    o.Issuers, subjects: subjects, now: o.Now, zap: o.Zap, revoked: o.Revoked,
 	}, nil
 }
 

@@ -217,7 +217,7 @@ func (p *Pipeline) issue(ctx context.Context, id string, who audit.Actor, t *iss
 	line := lines[len(lines)-1]
 	der, serr := p.sign(ctx, t, line.Record.Seq)
 	if serr != nil {
-		return nil, p.failed(ctx, id, line.Record.Seq, serial, serr)
+		return nil, p.failed(ctx, id, line.Record.Seq, t.Intent(), serr)
 	}
 	_, err = p.log.Append(ctx, audit.Entry{
 		Event: store.EventEnroll, Outcome: store.OutIssued, Request: id, Actor: who,
@@ -245,7 +245,8 @@ func (p *Pipeline) sign(ctx context.Context, t *issuer.Ticket, intent uint64) (d
 // failed closes an intent whose signature did not come. A token that did not
 // answer may still have signed: then the serial is burnt. Either way the
 // challenge is free again.
-func (p *Pipeline) failed(ctx context.Context, id string, seq uint64, serial string, serr error) error {
+func (p *Pipeline) failed(ctx context.Context, id string, seq uint64, in audit.Intent, serr error) error {
+	serial := in.Serial
 	o := store.ResultObject(seq, serial, nil)
 	o["why"] = cut(serr.Error())
 	entries := []audit.Entry{{Event: store.EventEnroll, Outcome: store.OutFailed, Request: id, Actor: system(), Object: o}}
@@ -254,6 +255,8 @@ func (p *Pipeline) failed(ctx context.Context, id string, seq uint64, serial str
 	}
 	if _, err := p.log.AppendAll(ctx, entries...); err != nil {
 		p.zap.Error("an intent stays open until the next start", zap.String("serial", serial), zap.Error(err))
+	} else if len(entries) > 1 {
+		p.revoked(in.Issuer, serial)
 	}
 	return fmt.Errorf("authority: signing: %w", serr)
 }

@@ -65,6 +65,7 @@ type LoadedIssuer struct {
 	RASign      *x509.Certificate
 	RADecrypt   *x509.Certificate
 	MaxValidity time.Duration
+	Status      LoadedStatus
 }
 
 // KeyNamed returns the key of that name; Load made sure that it is there.
@@ -219,7 +220,7 @@ func (l *loader) keys() {
 			l.fault(at+".label", "one key cannot have two purposes", "")
 		}
 		names[k.Name], labels[label] = true, true
-		purposes := []string{"ca", "ra-sign", "ra-decrypt", "ra", "tls", "audit"}
+		purposes := []string{"ca", "ra-sign", "ra-decrypt", "ra", "tls", "audit", "ocsp"}
 		if !slices.Contains(purposes, k.Purpose) {
 			l.fault(at+".purpose", "is one of "+strings.Join(purposes, ", "), policy.Nearest(k.Purpose, purposes))
 		}

@@ -54,7 +54,8 @@ type Secret struct {
 	Credential string `yaml:"credential"`
 }
 
-// Key is one key on a token. Purpose is ca, ra-sign, ra-decrypt, tls or audit.
+// Key is one key on a token. Purpose is ca, ra-sign, ra-decrypt, ra, tls, audit
+// or ocsp.
 type Key struct {
 	Name    string `yaml:"name"`
 	Purpose string `yaml:"purpose"`
@@ -83,6 +84,22 @@ type Issuer struct {
 	RASign      KeyCert  `yaml:"ra_sign"`
 	RADecrypt   KeyCert  `yaml:"ra_decrypt"`
 	MaxValidity string   `yaml:"max_validity"` // the key's own limit, whatever a profile says; default 3660d
+	CRL         CRL      `yaml:"crl"`
+	OCSP        OCSP     `yaml:"ocsp"` // none: the issuer's certificates have CRLs alone
+}
+
+// CRL says when an issuer's list of revoked certificates is signed, beside at each
+// revocation, and how long it is good.
+type CRL struct {
+	Every    string `yaml:"every"`    // default 1h
+	Validity string `yaml:"validity"` // default 7d
+}
+
+// OCSP is the key that answers for an issuer's certificates, and its certificate.
+type OCSP struct {
+	Key         string `yaml:"key"`
+	Certificate string `yaml:"certificate"`
+	Validity    string `yaml:"validity"` // of an answer; default 1d
 }
 
 // SingleRA reports whether one key, of purpose ra, both signs answers and opens envelopes.

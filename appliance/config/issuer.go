@@ -39,6 +39,7 @@ func (l *loader) issuer(n int) {
 	if out.CA != nil && out.RASign != nil && out.RADecrypt != nil {
 		l.generation(at, out)
 	}
+	out.Status = l.status(at, out)
 	l.c.Issuers = append(l.c.Issuers, out)
 }
 

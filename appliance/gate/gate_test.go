@@ -12,6 +12,7 @@ import (
 
 	"github.com/postern-pki/postern/appliance/gate"
 	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/status"
 )
 
 // nobody is an authority and keys that must not be asked.
@@ -25,6 +26,16 @@ func (n nobody) Submit(context.Context, protocol.Request) (protocol.Outcome, err
 	n.t.Error("a request was submitted")
 	return protocol.Outcome{}, nil
 }
+
+func (n nobody) List(context.Context, string, [32]byte) (status.List, error) {
+	return status.List{}, status.ErrUnknownIssuer
+}
+
+func (n nobody) Answer(context.Context, string, status.CertID) (status.Answer, error) {
+	return status.Answer{}, status.ErrUnknownIssuer
+}
+
+func (n nobody) Malformed(context.Context, string) error { return status.ErrUnknownIssuer }
 
 func (n nobody) Reject(context.Context, protocol.Rejected) (string, error) { return "id", nil }
 
@@ -44,6 +55,7 @@ func TestWhatIsNotRoutedIsNotFound(t *testing.T) {
 	for _, path := range []string{
 		"/", "/scep", "/scep/", "//scep/demo", "//evil.example/..", "/x/../scep/demo", "/./scep/demo", "/api/v1/status", "/SCEP/demo",
 		"/scep/unknown", "/scep/..", "/scep/%2e%2e/api", "/scep/a%2fb", "/scep//demo",
+		"/crl/", "/crl/x", "/crl/x.crl", "/crl/../api", "/ocsp/", "/ocsp/x/y", "/ocsp/%2e%2e/x",
 	} {
 		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodConnect, "BREW"} {
 			w := httptest.NewRecorder()

@@ -49,6 +49,7 @@ type Status struct {
 	Log       StatusLog       `json:"log"`
 	Token     StatusToken     `json:"token"`
 	Expiries  []StatusExpiry  `json:"certificates"`
+	CRLs      []StatusCRL     `json:"crls"`
 	Operators StatusOperators `json:"operators"`
 	Waiting   int64           `json:"waiting,omitempty"` // requests, for an operator's approval
 }
@@ -90,6 +91,13 @@ type StatusExpiry struct {
 	Name     string    `json:"name"`
 	NotAfter time.Time `json:"not_after"`
 	SHA256   string    `json:"sha256"`
+}
+
+// StatusCRL is the newest list of an issuer; without a NextUpdate there is none yet.
+type StatusCRL struct {
+	Issuer     string    `json:"issuer"`
+	Number     uint64    `json:"number"`
+	NextUpdate time.Time `json:"next_update"`
 }
 
 // ChallengeRequest is an element of the body of POST /api/v1/challenges, a list of
@@ -183,21 +191,23 @@ type Ruled struct {
 
 // Certificate is one serial number of GET /api/v1/certificates.
 type Certificate struct {
-	Serial        string    `json:"serial"`
-	State         string    `json:"state"`
-	Profile       string    `json:"profile"`
-	Issuer        string    `json:"issuer"`
-	Subject       string    `json:"subject"`
-	NotBefore     time.Time `json:"not_before"`
-	NotAfter      time.Time `json:"not_after"`
-	Request       string    `json:"request"`
-	Lineage       string    `json:"lineage"`
-	Renewal       int64     `json:"renewal"` // the n-th of its lineage; 0 for the enrollment
-	Predecessor   string    `json:"predecessor,omitempty"`
-	RevocationDue bool      `json:"revocation_due"`
-	IntentSeq     uint64    `json:"intent_seq"`
-	ResultSeq     uint64    `json:"result_seq,omitempty"`
-	PEM           string    `json:"pem,omitempty"` // of one certificate, not of a list
+	Serial        string     `json:"serial"`
+	State         string     `json:"state"`
+	Profile       string     `json:"profile"`
+	Issuer        string     `json:"issuer"`
+	Subject       string     `json:"subject"`
+	NotBefore     time.Time  `json:"not_before"`
+	NotAfter      time.Time  `json:"not_after"`
+	Request       string     `json:"request"`
+	Lineage       string     `json:"lineage"`
+	Renewal       int64      `json:"renewal"` // the n-th of its lineage; 0 for the enrollment
+	Predecessor   string     `json:"predecessor,omitempty"`
+	RevocationDue bool       `json:"revocation_due"` // it is revoked: the next list names it
+	RevokedAt     *time.Time `json:"revoked_at,omitempty"`
+	Reason        string     `json:"reason,omitempty"` // of the revocation
+	IntentSeq     uint64     `json:"intent_seq"`
+	ResultSeq     uint64     `json:"result_seq,omitempty"`
+	PEM           string     `json:"pem,omitempty"` // of one certificate, not of a list
 }
 
 // Certificates is a list, newest first. Before continues it; 0 is its end.

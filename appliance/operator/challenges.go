@@ -57,6 +57,8 @@ func (s *Service) perform(ctx context.Context, who audit.Actor, act string, p ac
 	switch act {
 	case acts.ApprovePending, acts.DenyPending:
 		return s.decide(ctx, who, act, p, before...)
+	case acts.RevokeCertificate:
+		return s.revoke(ctx, who, p, before...)
 	case acts.RevokeChallenge:
 		err := s.Acts.RevokeChallenge(ctx, who, p.Challenge, before...)
 		if errors.Is(err, store.ErrNotFound) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/postern-pki/postern/appliance/store"
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/hsm/issuer"
 )
 
 func (s *Service) certificates(ctx context.Context, r *request) (int, any, error) {
@@ -72,11 +73,15 @@ func (s *Service) issuance(ctx context.Context, serial string) (store.Issuance, 
 }
 
 func certificateOf(i store.Issuance) Certificate {
-	return Certificate{
+	c := Certificate{
 		Serial: i.Serial, State: string(i.State), Profile: i.Profile, Issuer: i.Issuer, Subject: i.Subject,
 		NotBefore: i.NotBefore, NotAfter: i.NotAfter, Request: i.Request, Lineage: i.Lineage, Renewal: i.Generation,
 		Predecessor: i.Predecessor, RevocationDue: i.RevocationDue, IntentSeq: i.IntentSeq, ResultSeq: i.ResultSeq,
 	}
+	if i.RevocationDue {
+		c.RevokedAt, c.Reason = &i.RevokedAt, issuer.Reason(i.Reason)
+	}
+	return c
 }
 
 // records finds the lines of a request, or of a serial number, in the log itself:

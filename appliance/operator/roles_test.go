@@ -15,46 +15,53 @@ import (
 // matrix says who may do what, in the order of the columns.
 var matrix = map[string]string{
 	//                         administrator, registration, security, auditor, monitor
-	acts.ReadStatus:       "yes yes yes yes yes",
-	acts.CreateChallenge:  "yes yes no  no  no",
-	acts.CreateChallenges: "yes yes no  no  no",
-	acts.ListChallenges:   "yes yes yes yes no",
-	acts.RevokeChallenge:  "yes yes yes no  no",
-	acts.ListCertificates: "yes yes yes yes no",
-	acts.ShowCertificate:  "yes yes yes yes no",
-	acts.ShowRecords:      "yes yes yes yes no",
-	acts.ListPending:      "yes yes yes yes no",
-	acts.ShowPending:      "yes yes yes yes no",
-	acts.ApprovePending:   "yes yes no  no  no",
-	acts.DenyPending:      "yes yes no  no  no",
-	acts.ReportClients:    "yes yes yes yes no",
-	acts.SubmitOrder:      "yes yes yes no  no",
+	acts.ReadStatus:        "yes yes yes yes yes",
+	acts.CreateChallenge:   "yes yes no  no  no",
+	acts.CreateChallenges:  "yes yes no  no  no",
+	acts.ListChallenges:    "yes yes yes yes no",
+	acts.RevokeChallenge:   "yes yes yes no  no",
+	acts.ListCertificates:  "yes yes yes yes no",
+	acts.ShowCertificate:   "yes yes yes yes no",
+	acts.RevokeCertificate: "yes no  yes no  no",
+	acts.ReadPublication:   "yes yes yes yes yes",
+	acts.ShowRecords:       "yes yes yes yes no",
+	acts.ListPending:       "yes yes yes yes no",
+	acts.ShowPending:       "yes yes yes yes no",
+	acts.ApprovePending:    "yes yes no  no  no",
+	acts.DenyPending:       "yes yes no  no  no",
+	acts.ReportClients:     "yes yes yes yes no",
+	acts.SubmitOrder:       "yes yes yes no  no",
 }
 
 func TestEachRoleDoesWhatTheTableSays(t *testing.T) {
 	columns := []string{"administrator", "registration-officer", "security-officer", "auditor", "monitor"}
 	w := newWorld(t, func(o *operator.Options) {
 		o.Status = func(context.Context) operator.Status { return operator.Status{State: operator.Good} }
+		o.Publication = func(context.Context, string, string) (operator.Publication, error) {
+			return operator.Publication{}, nil
+		}
 	})
 	two := one[:len(one)-1] + "," + one[1:]
 	tries := map[string]struct {
 		method, path, body string
 		code               int // of who may
 	}{
-		acts.ReadStatus:       {"GET", "/api/v1/status", "", 200},
-		acts.CreateChallenge:  {"POST", "/api/v1/challenges", one, 201},
-		acts.CreateChallenges: {"POST", "/api/v1/challenges", two, 201},
-		acts.ListChallenges:   {"GET", "/api/v1/challenges", "", 200},
-		acts.RevokeChallenge:  {"DELETE", "/api/v1/challenges/", "", 200},
-		acts.ListCertificates: {"GET", "/api/v1/certificates", "", 200},
-		acts.ShowCertificate:  {"GET", "/api/v1/certificates/00", "", 404},
-		acts.ShowRecords:      {"GET", "/api/v1/records?req=x", "", 404},
-		acts.ListPending:      {"GET", "/api/v1/pending", "", 200},
-		acts.ShowPending:      {"GET", "/api/v1/pending/none", "", 404},
-		acts.ApprovePending:   {"POST", "/api/v1/approvals/none", `{"reason":"x"}`, 404},
-		acts.DenyPending:      {"POST", "/api/v1/denials/none", `{"reason":"x"}`, 404},
-		acts.ReportClients:    {"GET", "/api/v1/reports/clients", "", 200},
-		acts.SubmitOrder:      {"POST", "/api/v1/acts", "{}", 400},
+		acts.ReadStatus:        {"GET", "/api/v1/status", "", 200},
+		acts.CreateChallenge:   {"POST", "/api/v1/challenges", one, 201},
+		acts.CreateChallenges:  {"POST", "/api/v1/challenges", two, 201},
+		acts.ListChallenges:    {"GET", "/api/v1/challenges", "", 200},
+		acts.RevokeChallenge:   {"DELETE", "/api/v1/challenges/", "", 200},
+		acts.ListCertificates:  {"GET", "/api/v1/certificates", "", 200},
+		acts.ShowCertificate:   {"GET", "/api/v1/certificates/00", "", 404},
+		acts.RevokeCertificate: {"DELETE", "/api/v1/certificates/00?reason=superseded", "", 404},
+		acts.ReadPublication:   {"GET", "/api/v1/publication", "", 200},
+		acts.ShowRecords:       {"GET", "/api/v1/records?req=x", "", 404},
+		acts.ListPending:       {"GET", "/api/v1/pending", "", 200},
+		acts.ShowPending:       {"GET", "/api/v1/pending/none", "", 404},
+		acts.ApprovePending:    {"POST", "/api/v1/approvals/none", `{"reason":"x"}`, 404},
+		acts.DenyPending:       {"POST", "/api/v1/denials/none", `{"reason":"x"}`, 404},
+		acts.ReportClients:     {"GET", "/api/v1/reports/clients", "", 200},
+		acts.SubmitOrder:       {"POST", "/api/v1/acts", "{}", 400},
 	}
 	if len(matrix) != len(acts.Table()) || len(tries) != len(matrix) || len(columns) != len(acts.Roles()) {
 		t.Fatal("the table has acts or roles that are not tried here")

@@ -33,6 +33,7 @@ type (
 	doer interface {
 		CreateChallenges(ctx context.Context, who audit.Actor, asked []authority.NewChallenge, before ...audit.Entry) ([]authority.Challenge, error)
 		RevokeChallenge(ctx context.Context, who audit.Actor, id string, before ...audit.Entry) error
+		RevokeCertificate(ctx context.Context, who audit.Actor, serial string, reason int, before ...audit.Entry) (store.Revocation, error)
 		Approve(ctx context.Context, who audit.Actor, r authority.Ruling, before ...audit.Entry) (store.Issuance, error)
 		Deny(ctx context.Context, who audit.Actor, r authority.Ruling, before ...audit.Entry) error
 	}
@@ -59,10 +60,12 @@ type Options struct {
 	From   func(t time.Time) (uint64, error)                                          // where to Scan from, see audit.From
 	Find   func(ctx context.Context, request string, limit int) ([]audit.Line, error) // a request's lines, see audit.Find
 	Status func(ctx context.Context) Status                                           // but for Operators and Waiting
-	Origin string                                                                     // of the log
-	Rules  acts.Rules
-	Now    func() time.Time
-	Zap    *zap.Logger
+	// Publication is what an issuer's web server elsewhere hands out, see [Publication].
+	Publication func(ctx context.Context, issuer, after string) (Publication, error)
+	Origin      string // of the log
+	Rules       acts.Rules
+	Now         func() time.Time
+	Zap         *zap.Logger
 }
 
 // Service carries out operators' calls. It implements [rpc.Operator], and is safe
@@ -87,20 +90,22 @@ type handler func(s *Service, ctx context.Context, r *request) (code int, answer
 // handlers has every act of the table.
 func handlers() map[string]handler {
 	return map[string]handler{
-		acts.ReadStatus:       (*Service).status,
-		acts.CreateChallenge:  (*Service).createChallenges,
-		acts.CreateChallenges: (*Service).createChallenges,
-		acts.ListChallenges:   (*Service).challenges,
-		acts.RevokeChallenge:  (*Service).revokeChallenge,
-		acts.ListCertificates: (*Service).certificates,
-		acts.ShowCertificate:  (*Service).certificate,
-		acts.ShowRecords:      (*Service).records,
-		acts.ListPending:      (*Service).pendings,
-		acts.ShowPending:      (*Service).pending,
-		acts.ApprovePending:   (*Service).approvePending,
-		acts.DenyPending:      (*Service).denyPending,
-		acts.ReportClients:    (*Service).clients,
-		acts.SubmitOrder:      (*Service).submit,
+		acts.ReadStatus:        (*Service).status,
+		acts.CreateChallenge:   (*Service).createChallenges,
+		acts.CreateChallenges:  (*Service).createChallenges,
+		acts.ListChallenges:    (*Service).challenges,
+		acts.RevokeChallenge:   (*Service).revokeChallenge,
+		acts.ListCertificates:  (*Service).certificates,
+		acts.ShowCertificate:   (*Service).certificate,
+		acts.RevokeCertificate: (*Service).revokeCertificate,
+		acts.ReadPublication:   (*Service).publication,
+		acts.ShowRecords:       (*Service).records,
+		acts.ListPending:       (*Service).pendings,
+		acts.ShowPending:       (*Service).pending,
+		acts.ApprovePending:    (*Service).approvePending,
+		acts.DenyPending:       (*Service).denyPending,
+		acts.ReportClients:     (*Service).clients,
+		acts.SubmitOrder:       (*Service).submit,
 	}
 }
 
@@ -271,6 +276,8 @@ func (s *Service) failure(err error) (int, Problem) {
 	switch {
 	case errors.Is(err, authority.ErrNoProfile):
 		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern status lists the profiles"}
+	case errors.Is(err, authority.ErrNotRevocable):
+		return http.StatusConflict, Problem{Error: err.Error(), Hint: "postern cert show says how it is"}
 	case errors.Is(err, authority.ErrNotOpen):
 		return http.StatusConflict, Problem{Error: err.Error(), Hint: "postern challenge list says how it is"}
 	case errors.Is(err, authority.ErrReason):

@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"github.com/postern-pki/postern/appliance/link"
+	"github.com/postern-pki/postern/hsm/issuer"
 	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/status"
 )
 
 // The authority's verbs.
@@ -17,6 +19,9 @@ const (
 	verbReject
 	verbOperate
 	verbChain
+	verbList
+	verbAnswer
+	verbMalformed
 )
 
 // Bounds of what a gate sends and gets, in octets and in numbers. A message of a
@@ -26,7 +31,7 @@ const (
 	maxPart  = 64 << 10
 	maxList  = 64
 	maxCerts = 16
-	maxCRL   = 4 << 20 // some 100,000 entries
+	maxCRL   = issuer.MaxCRL + 4<<10
 )
 
 // Authority is a gate's view of the authority's process. It implements
@@ -134,6 +139,7 @@ type AuthorityVerbs struct {
 	Devices protocol.Authority
 	Operate func(ctx context.Context, role string, c Call) (Answer, error)
 	Chain   func() [][]byte
+	Status  status.Source // nil: nobody is told anything about certificates
 }
 
 // Table says which gate may ask for what. An operator's call by the devices' gate
@@ -158,13 +164,15 @@ func (v AuthorityVerbs) Table() map[string]map[link.Verb]link.Handler {
 			return err
 		}}
 	}
-	return map[string]map[link.Verb]link.Handler{
+	table := map[string]map[link.Verb]link.Handler{
 		RoleDevices: {
 			verbService: {Do: v.service}, verbSubmit: {Do: v.submit}, verbReject: {Do: v.reject}, verbChain: chain,
 			verbOperate: operate(RoleDevices),
 		},
 		RoleOperators: {verbOperate: operate(RoleOperators), verbChain: chain},
 	}
+	v.statusVerbs(table[RoleDevices])
+	return table
 }
 
 func (v AuthorityVerbs) service(ctx context.Context, d *link.Decoder, out *link.Encoder) error {

@@ -9,6 +9,7 @@ import (
 	"github.com/postern-pki/postern/appliance/link"
 	"github.com/postern-pki/postern/hsm/issuer"
 	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/status"
 )
 
 // The roles, as a hello names them.
@@ -32,6 +33,7 @@ var (
 // faults are the errors that keep their meaning on the way to another process.
 var faults = [...]error{
 	protocol.ErrUnknownProfile, issuer.ErrNotSigned, ErrNoIntent, ErrNotHead, ErrNoKey, ErrNoToken, ErrLine, issuer.ErrStatus,
+	status.ErrUnknownIssuer, status.ErrUnauthorized,
 }
 
 // toFault makes an error one that the other end can tell from others. A bit of the

@@ -113,6 +113,13 @@ func (a *app) submit(cmd *cobra.Command, signed acts.Signed) error {
 		}
 		return a.printRevoked(done)
 	}
+	if signed.Order.Act == acts.RevokeCertificate {
+		var done operator.RevokedCertificate
+		if err := a.call(cmd.Context(), http.MethodPost, "/api/v1/acts", signed, &done); err != nil {
+			return err
+		}
+		return a.printRevokedCertificate(done)
+	}
 	var made []operator.Challenge
 	if err := a.call(cmd.Context(), http.MethodPost, "/api/v1/acts", signed, &made); err != nil {
 		return err
@@ -305,6 +312,9 @@ func (a *app) printAct(signed acts.Signed, next string) error {
 			p("request", "%s, which has to have the digest that postern pending show %s prints", shown(id), shown(id))
 			p("digest", "%s", o.Parameters.Digest)
 			p("reason", "%s", shown(o.Parameters.Reason))
+		}
+		if o.Act == acts.RevokeCertificate {
+			p("revokes", "certificate %s for %s", shown(o.Parameters.Certificate), shown(o.Parameters.Reason))
 		}
 		for _, c := range o.Parameters.Challenges {
 			names := []string{shown(c.Subject)}

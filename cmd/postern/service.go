@@ -140,6 +140,9 @@ func printStatus(w io.Writer, s operator.Status) {
 	for _, pr := range s.Profiles {
 		p("profile\t%s\t%s\n", pr.Name, pr.URL)
 	}
+	for _, l := range s.CRLs {
+		p("crl\t%s\tnumber %d\tuntil %s\n", l.Issuer, l.Number, l.NextUpdate.Format(time.RFC3339))
+	}
 	for _, e := range s.Expiries {
 		p("certificate\t%s\tuntil %s\t%s\n", e.Name, e.NotAfter.Format(time.RFC3339), e.SHA256)
 	}
@@ -164,7 +167,7 @@ func (a *app) configCmd() *cobra.Command {
 }
 
 func (a *app) certCmd() *cobra.Command {
-	c := &cobra.Command{Use: "cert", Short: "List and show certificates"}
+	c := &cobra.Command{Use: "cert", Short: "List, show and revoke certificates"}
 	var profile, subject, state string
 	var limit int
 	var before uint64
@@ -222,7 +225,7 @@ func (a *app) certCmd() *cobra.Command {
 			return a.print(c, func(w io.Writer) { printCertificate(w, c) })
 		},
 	}
-	c.AddCommand(list, show)
+	c.AddCommand(list, show, a.certRevokeCmd())
 	return c
 }
 
@@ -252,8 +255,8 @@ func printCertificate(w io.Writer, c operator.Certificate) {
 	if c.Predecessor != "" {
 		p("predecessor", c.Predecessor)
 	}
-	if c.RevocationDue {
-		p("revocation", "due")
+	if c.RevokedAt != nil {
+		p("revoked", c.RevokedAt.Format(time.RFC3339)+" for "+c.Reason)
 	}
 	p("records", fmt.Sprintf("intent %d, result %d", c.IntentSeq, c.ResultSeq))
 	_, _ = io.WriteString(w, c.PEM)

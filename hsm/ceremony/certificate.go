@@ -2,6 +2,7 @@ package ceremony
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -10,6 +11,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/base64"
 	"errors"
@@ -36,6 +38,7 @@ var (
 	oidSAN          = asn1.ObjectIdentifier{2, 5, 29, 17}
 	oidConstraints  = asn1.ObjectIdentifier{2, 5, 29, 19}
 	oidAKI          = asn1.ObjectIdentifier{2, 5, 29, 35}
+	oidNoCheck      = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 5} // RFC 6960, section 4.2.2.2.1
 	oidExtUsage     = asn1.ObjectIdentifier{2, 5, 29, 37}
 )
 
@@ -160,6 +163,9 @@ func (a *authority) template(c plan.Certificate, pub crypto.PublicKey, when peri
 			t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 		case plan.ClientAuth:
 			t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+		case plan.OCSPSigning:
+			t.ExtKeyUsage = append(t.ExtKeyUsage, x509.ExtKeyUsageOCSPSigning)
+			t.ExtraExtensions = append(t.ExtraExtensions, pkix.Extension{Id: oidNoCheck, Value: asn1.NullBytes}) // nobody answers for who answers
 		case plan.RequestAgent:
 			t.UnknownExtKeyUsage = append(t.UnknownExtKeyUsage, oidRequestAgent)
 		default:
@@ -219,9 +225,12 @@ func lint(c *x509.Certificate, p plan.Certificate, pub crypto.PublicKey, issuer 
 	must(err == nil && bytes.Equal(c.SubjectKeyId, id), "subjectKeyIdentifier is not that of the key")
 	for _, e := range c.Extensions {
 		critical := e.Id.Equal(oidConstraints) || e.Id.Equal(oidKeyUsage)
-		known := critical || e.Id.Equal(oidExtUsage) || e.Id.Equal(oidSKI) || e.Id.Equal(oidAKI) || e.Id.Equal(oidSAN)
+		noCheck := p.Role == plan.RoleOCSP && e.Id.Equal(oidNoCheck) && bytes.Equal(e.Value, asn1.NullBytes)
+		known := critical || noCheck || e.Id.Equal(oidExtUsage) || e.Id.Equal(oidSKI) || e.Id.Equal(oidAKI) || e.Id.Equal(oidSAN)
 		must(known && e.Critical == critical, "extension "+e.Id.String()+" is not expected, or wrongly critical")
 	}
+	checked := slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oidNoCheck) })
+	must(checked == (p.Role == plan.RoleOCSP), "id-pkix-ocsp-nocheck is missing, or there")
 	return append(wrong, asIssued(c, p, issuer)...)
 }
 
@@ -237,7 +246,10 @@ func asIssued(c *x509.Certificate, p plan.Certificate, issuer *x509.Certificate)
 	if p.Role == plan.RoleAudit {
 		other = append(other, "extended-key-usage-present")
 	}
-	if slices.Contains(p.Extended, plan.RequestAgent) {
+	switch {
+	case p.Role == plan.RoleOCSP:
+		other = append(other, "extended-key-usage", "extension-unknown")
+	case slices.Contains(p.Extended, plan.RequestAgent):
 		other = append(other, "extended-key-usage")
 	}
 	if issuer == nil {
@@ -262,6 +274,8 @@ func usages(c *x509.Certificate) []plan.ExtendedUsage {
 			out = append(out, plan.ServerAuth)
 		case x509.ExtKeyUsageClientAuth:
 			out = append(out, plan.ClientAuth)
+		case x509.ExtKeyUsageOCSPSigning:
+			out = append(out, plan.OCSPSigning)
 		default:
 			out = append(out, plan.ExtendedUsage("number "+strconv.Itoa(int(u))))
 		}
@@ -295,12 +309,7 @@ func sameNames(c *x509.Certificate, n plan.Names) bool {
 }
 
 // verifyIssued checks the signature and the chain in Go.
-func verifyIssued(c, issuer *x509.Certificate) error {
-	if issuer == nil {
-		return c.CheckSignatureFrom(c)
-	}
-	return c.CheckSignatureFrom(issuer)
-}
+func verifyIssued(c, issuer *x509.Certificate) error { return c.CheckSignatureFrom(cmp.Or(issuer, c)) }
 
 // opensslVerify has the openssl binary look at the chain too: other code, by
 // other people. Both certificates reach it through descriptors.
@@ -310,11 +319,10 @@ func opensslVerify(ctx context.Context, binary string, c *x509.Certificate, abov
 		return err
 	}
 	defer func() { _ = read.Close() }()
-	var all []byte
-	for _, a := range above {
-		all = append(all, certificatePEM(a.Raw)...)
+	for _, a := range above { // far less than a pipe holds
+		_, werr := write.Write(certificatePEM(a.Raw))
+		err = errors.Join(err, werr)
 	}
-	_, err = write.Write(all) // far less than a pipe holds
 	if err = errors.Join(err, write.Close()); err != nil {
 		return err
 	}

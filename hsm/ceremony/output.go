@@ -240,6 +240,7 @@ type (
 		Chain     []string `yaml:"chain,omitempty"` // above the CA, the root last
 		RASign    keyCert  `yaml:"ra_sign"`
 		RADecrypt keyCert  `yaml:"ra_decrypt"`
+		OCSP      *keyCert `yaml:"ocsp,omitempty"`
 	}
 	tlsOf struct {
 		Names            []string
@@ -264,6 +265,10 @@ func (r *run) keysFile() any {
 	}
 	if r.plan.SingleRA() {
 		f.Issuers[0].RASign, f.Issuers[0].RADecrypt = pair(plan.RoleRA), pair(plan.RoleRA)
+	}
+	if _, ok := r.plan.Certificate(plan.RoleOCSP); ok {
+		ocsp := pair(plan.RoleOCSP)
+		f.Issuers[0].OCSP = &ocsp
 	}
 	if service.generate && !service.sealed() {
 		f.Token.PIN = &fileOf{PINFile}

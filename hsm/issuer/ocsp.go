@@ -257,21 +257,29 @@ type OCSPLimits struct {
 // NewOCSPLimits returns the limits of the key of a responder's certificate, which
 // answers for the CA and for no longer than maxStatus.
 func NewOCSPLimits(cert, ca *x509.Certificate, maxStatus time.Duration) (l OCSPLimits, err error) {
-	l = OCSPLimits{issuer: make(map[crypto.Hash][2][]byte), maxStatus: maxStatus}
+	l = OCSPLimits{maxStatus: maxStatus}
 	if err := CheckResponder(cert, ca); err != nil {
 		return l, err
 	}
 	if l.id, err = keyHash(crypto.SHA1, cert.RawSubjectPublicKeyInfo); err != nil {
 		return l, err
 	}
+	l.issuer, err = CertIDs(ca)
+	return l, err
+}
+
+// CertIDs returns how questions and answers name a CA: by hash, those of its name and
+// of its key.
+func CertIDs(ca *x509.Certificate) (map[crypto.Hash][2][]byte, error) {
+	ids := make(map[crypto.Hash][2][]byte)
 	for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA256} {
 		name, key, err := issuerHashes(h, ca)
 		if err != nil {
-			return l, err
+			return nil, err
 		}
-		l.issuer[h] = [2][]byte{name, key}
+		ids[h] = [2][]byte{name, key}
 	}
-	return l, nil
+	return ids, nil
 }
 
 // Check reports whether the octets may be signed: exactly a ResponseData by this

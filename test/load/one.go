@@ -15,6 +15,7 @@ import (
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/status"
 )
 
 // oneProcess serves a site with all roles in this process, and no links between
@@ -48,7 +49,7 @@ func oneProcess(ctx context.Context, path string) (err error) {
 		return err
 	}
 	defer func() { _ = a.Close(context.WithoutCancel(ctx)) }()
-	direct := authority{a.Verbs().Devices, a}
+	direct := authority{a.Verbs().Devices, a.Verbs().Status, a}
 	devices, err := appliance.OpenDevices(ctx, cfg, env, direct, keys)
 	if err != nil {
 		return err
@@ -69,6 +70,7 @@ func oneProcess(ctx context.Context, path string) (err error) {
 // authority is what a gate needs, without a link.
 type authority struct {
 	protocol.Authority
+	status.Source
 	a *appliance.Authority
 }
 

@@ -108,8 +108,10 @@ func (s *Site) configure() error {
 	in(token, "softhsm2_conf")
 	in(token["pin"].(map[string]any), "file")
 	for _, i := range keys["issuers"].([]any) {
-		for _, k := range []string{"ca", "ra_sign", "ra_decrypt"} {
-			in(i.(map[string]any)[k].(map[string]any), "certificate")
+		for _, k := range []string{"ca", "ra_sign", "ra_decrypt", "ocsp"} {
+			if m, ok := i.(map[string]any)[k].(map[string]any); ok { // a plan need not have a key for OCSP
+				in(m, "certificate")
+			}
 		}
 		chain, _ := i.(map[string]any)["chain"].([]any)
 		for n := range chain {

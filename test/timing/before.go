@@ -13,6 +13,7 @@ import (
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/status"
 	"github.com/postern-pki/postern/protocol/scep/client"
 	"github.com/postern-pki/postern/test/site"
 )
@@ -46,6 +47,7 @@ func (c *clock) lap() time.Duration {
 // authority is what a gate needs, without a link.
 type authority struct {
 	protocol.Authority
+	status.Source
 	a *appliance.Authority
 }
 
@@ -78,7 +80,7 @@ func before(ctx context.Context, s *site.Site, classes []*class, n int) error {
 	defer func() { _ = a.Close(context.WithoutCancel(ctx)) }()
 	c := new(clock)
 	env.Now = c.now // of the gate alone
-	devices, err := appliance.OpenDevices(ctx, cfg, env, authority{a.Verbs().Devices, a}, keys)
+	devices, err := appliance.OpenDevices(ctx, cfg, env, authority{a.Verbs().Devices, a.Verbs().Status, a}, keys)
 	if err != nil {
 		return err
 	}

@@ -54,12 +54,15 @@ type Parameters struct {
 	Challenge  string             `json:"challenge,omitempty"`  // id of the one to revoke
 	Pending    string             `json:"pending,omitempty"`    // id of the request that waits
 	Digest     string             `json:"digest,omitempty"`     // of what it says: hex SHA-256 of its line in the log
-	Reason     string             `json:"reason,omitempty"`     // for the approval or the denial
+	Reason     string             `json:"reason,omitempty"`     // for the approval, the denial or, by its name in RFC 5280, the revocation
+
+	Certificate string `json:"certificate,omitempty"` // serial number, lowercase hex, of the one to revoke
 }
 
 // fit reports whether these are the parameters of the act, and no others.
 func (p Parameters) fit(act string) bool {
-	ruling := p.Pending != "" || p.Digest != "" || p.Reason != ""
+	waits := p.Pending != "" || p.Digest != ""
+	ruling := waits || p.Reason != "" || p.Certificate != ""
 	switch act {
 	case RevokeChallenge:
 		return p.Challenge != "" && len(p.Challenges) == 0 && !ruling
@@ -68,7 +71,9 @@ func (p Parameters) fit(act string) bool {
 	case CreateChallenges:
 		return p.Challenge == "" && len(p.Challenges) > 1 && !ruling
 	case ApprovePending, DenyPending:
-		return p.Challenge == "" && len(p.Challenges) == 0 && p.Pending != "" && hashForm.MatchString(p.Digest) && p.Reason != ""
+		return p.Challenge == "" && len(p.Challenges) == 0 && p.Certificate == "" && p.Pending != "" && hashForm.MatchString(p.Digest) && p.Reason != ""
+	case RevokeCertificate:
+		return p.Challenge == "" && len(p.Challenges) == 0 && !waits && p.Certificate != "" && p.Reason != ""
 	default:
 		return false
 	}
@@ -112,6 +117,7 @@ func (o Order) Object() map[string]any {
 	p := map[string]any{}
 	for key, value := range map[string]string{
 		"challenge": o.Parameters.Challenge, "pending": o.Parameters.Pending, "digest": o.Parameters.Digest, "reason": o.Parameters.Reason,
+		"certificate": o.Parameters.Certificate,
 	} {
 		if value != "" {
 			p[key] = value

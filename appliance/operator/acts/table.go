@@ -37,20 +37,22 @@ func Roles() []Role {
 
 // The names of the acts.
 const (
-	ReadStatus       = "status.read"
-	CreateChallenge  = "challenge.create"
-	CreateChallenges = "challenge.batch" // more than one at a time
-	ListChallenges   = "challenge.list"
-	RevokeChallenge  = "challenge.revoke"
-	ListCertificates = "certificate.list"
-	ShowCertificate  = "certificate.show"
-	ShowRecords      = "record.show"
-	ListPending      = "pending.list"
-	ShowPending      = "pending.show"
-	ApprovePending   = "pending.approve"
-	DenyPending      = "pending.deny"
-	ReportClients    = "client.report"
-	SubmitOrder      = "act.submit" // the act that was signed has a row of its own
+	ReadStatus        = "status.read"
+	CreateChallenge   = "challenge.create"
+	CreateChallenges  = "challenge.batch" // more than one at a time
+	ListChallenges    = "challenge.list"
+	RevokeChallenge   = "challenge.revoke"
+	ListCertificates  = "certificate.list"
+	ShowCertificate   = "certificate.show"
+	RevokeCertificate = "certificate.revoke"
+	ReadPublication   = "publication.read" // what a plain web server elsewhere hands out
+	ShowRecords       = "record.show"
+	ListPending       = "pending.list"
+	ShowPending       = "pending.show"
+	ApprovePending    = "pending.approve"
+	DenyPending       = "pending.deny"
+	ReportClients     = "client.report"
+	SubmitOrder       = "act.submit" // the act that was signed has a row of its own
 )
 
 // An Act is a row of the table: where it is in the API, and whose it is. Path is
@@ -74,6 +76,8 @@ func Table() []Act {
 		{RevokeChallenge, http.MethodDelete, "/api/v1/challenges/*", true, []Role{Administrator, RegistrationOfficer, SecurityOfficer}},
 		{ListCertificates, http.MethodGet, "/api/v1/certificates", false, readers},
 		{ShowCertificate, http.MethodGet, "/api/v1/certificates/*", false, readers},
+		{RevokeCertificate, http.MethodDelete, "/api/v1/certificates/*", true, []Role{Administrator, SecurityOfficer}},
+		{ReadPublication, http.MethodGet, "/api/v1/publication", false, Roles()},
 		{ShowRecords, http.MethodGet, "/api/v1/records", false, readers},
 		{ListPending, http.MethodGet, "/api/v1/pending", false, readers},
 		{ShowPending, http.MethodGet, "/api/v1/pending/*", false, readers},

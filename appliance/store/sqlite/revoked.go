@@ -73,3 +73,12 @@ func (s *Store) CRL(ctx context.Context, issuer string) (store.CRL, error) {
 	}
 	return list[0], nil
 }
+
+// Serials returns serial numbers of an issuer's, in order and after one of them, about
+// which something can be said: issued, or revoked, and ending at or after a time.
+func (s *Store) Serials(ctx context.Context, issuer, after string, ends time.Time, limit int) ([]string, error) {
+	rows, err := s.list(ctx, `SELECT serial FROM certificate WHERE serial > ? AND issuer = ? AND not_after >= ? AND (state = 'issued' OR revocation_due = 1)
+		ORDER BY serial LIMIT ?`, after, issuer, ends.Unix(), limit)
+	list, err := collect(rows, err, value[string])
+	return list, reading("serial numbers", err)
+}

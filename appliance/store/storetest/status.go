@@ -109,6 +109,27 @@ func testRevocations(f *fixture) {
 	}
 }
 
+func testSerials(f *fixture) {
+	f.follow(f.log.Start()...)
+	other := Issuance("d3", "02")
+	other.Issuer = "other"
+	short := Issuance("d4", "07")
+	short.NotAfter = Day().Add(-time.Second)
+	for n, i := range []store.Issuance{Issuance("d1", "0b"), other, short, Issuance("d5", "05"), Issuance("d6", "03"), Issuance("d7", "04")} {
+		f.follow(f.log.Intent(i))
+		if n < 4 {
+			f.follow(f.log.Result(f.log.Next()-1, store.Issued))
+		}
+	}
+	f.follow(f.log.Due("03")) // burnt; 04 is intended yet
+	for after, want := range map[string]string{"": "[03 05]", "03": "[05 0b]", "0b": "[]"} {
+		got, err := f.ix.Serials(f.ctx, "corp", after, Day(), 2)
+		if err != nil || fmt.Sprint(got) != want {
+			f.Errorf("after %q: %v, %v; want %s", after, got, err, want)
+		}
+	}
+}
+
 func testCRL(f *fixture) {
 	f.follow(f.log.Start()...)
 	if _, err := f.ix.CRL(f.ctx, "corp"); !errors.Is(err, store.ErrNotFound) {

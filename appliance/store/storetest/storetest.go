@@ -42,6 +42,7 @@ type Index interface {
 	LineageRenewals(ctx context.Context, lineage string) (int64, error)
 	InUse(ctx context.Context, u store.Use) (store.Used, error)
 	Revocations(ctx context.Context, issuer string, ends time.Time) ([]store.Revocation, error)
+	Serials(ctx context.Context, issuer, after string, ends time.Time, limit int) ([]string, error)
 	CRL(ctx context.Context, issuer string) (store.CRL, error)
 	OpenIntents(ctx context.Context) ([]store.Issuance, error)
 	Pending(ctx context.Context, request string) (store.Pending, error)
@@ -80,6 +81,7 @@ func Run(t *testing.T, open Opener) {
 		{"a revocation of nothing is refused", testDueOfNothing},
 		{"the first revocation stands", testRevokedOnce},
 		{"revocations are of an issuer, by serial, until they end", testRevocations},
+		{"serials of an issuer come in order", testSerials},
 		{"the newest CRL of an issuer is known", testCRL},
 		{"a CRL's number only grows", testCRLNumber},
 		{"a transaction is the newest certificate for exactly these", testTransaction},

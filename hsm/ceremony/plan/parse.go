@@ -152,7 +152,7 @@ func (d *decoder) token(t *Token, n *yaml.Node, path string) {
 func (d *decoder) keys(p *Plan, n *yaml.Node, path string) {
 	var fields []field
 	for _, r := range p.rolesOf(n) {
-		fields = append(fields, field{string(r), !p.Changes(), func(n *yaml.Node, path string) {
+		fields = append(fields, field{string(r), !p.Changes() && r != RoleOCSP, func(n *yaml.Node, path string) {
 			k := Key{Role: r, On: Service, KeyPlan: hsm.KeyPlan{Purpose: hsm.Purpose(r)}}
 			d.key(&k, n, path)
 			p.Keys = append(p.Keys, k)
@@ -186,7 +186,7 @@ const (
 func (d *decoder) certificates(p *Plan, n *yaml.Node, path string) {
 	var fields []field
 	for _, r := range p.rolesOf(n) {
-		fields = append(fields, field{string(r), !p.Changes(), func(n *yaml.Node, path string) {
+		fields = append(fields, field{string(r), !p.Changes() && r != RoleOCSP, func(n *yaml.Node, path string) {
 			c := &Certificate{Role: r}
 			longest := maxLeafValidity
 			switch r {
@@ -194,6 +194,8 @@ func (d *decoder) certificates(p *Plan, n *yaml.Node, path string) {
 				longest = maxCAValidity
 			case RoleTLS:
 				longest, c.Extended = 825*day, []ExtendedUsage{ServerAuth} // Apple's platforms trust no longer one, whoever the CA is
+			case RoleOCSP:
+				c.Extended = []ExtendedUsage{OCSPSigning}
 			}
 			own := d.certificate(c, longest)
 			switch r {
@@ -282,9 +284,14 @@ func (d *decoder) consistent(p Plan, doc *yaml.Node, at map[string]*yaml.Node) {
 			d.fault(at["token"], "token.label", "", "a production token is not called %s", RehearsalMark)
 		}
 	}
+	for _, k := range p.Keys {
+		if k.Role == RoleOCSP && !p.Changes() && !slices.ContainsFunc(p.Certificates, func(c Certificate) bool { return c.Role == k.Role }) {
+			d.fault(find(doc, "certificates"), place(k.Role, "certificates"), "", "is missing: there is a key of this role")
+		}
+	}
 	for _, c := range p.Certificates {
 		if !p.Changes() && !slices.ContainsFunc(p.Keys, func(k Key) bool { return k.Role == c.Role }) {
-			d.fault(find(doc, "certificates"), place(c.Role, "certificates"), "", "there is no key of this role: one RA key, or two, in keys and in certificates")
+			d.fault(find(doc, "certificates"), place(c.Role, "keys"), "", "is missing: there is a certificate of this role; one RA key, or two, in keys and in certificates")
 		}
 	}
 	subjects := map[string]bool{}

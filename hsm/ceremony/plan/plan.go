@@ -48,6 +48,7 @@ const (
 	RoleRA         Role = "ra" // in place of the two before
 	RoleTLS        Role = "tls"
 	RoleAudit      Role = "audit"
+	RoleOCSP       Role = "ocsp" // optional: answers about certificates
 	RoleOperatorCA Role = "operator-ca"
 	RoleOperator   Role = "operator"
 	RoleOutside    Role = "outside" // who signs our CA's certificate elsewhere; none of our keys
@@ -61,6 +62,7 @@ const (
 	RequestAgent ExtendedUsage = "certificateRequestAgent" // 1.3.6.1.4.1.311.20.2.1
 	ServerAuth   ExtendedUsage = "serverAuth"
 	ClientAuth   ExtendedUsage = "clientAuth"
+	OCSPSigning  ExtendedUsage = "OCSPSigning"
 )
 
 // An On names one of a plan's tokens.
@@ -162,7 +164,9 @@ const (
 )
 
 // roles are the token's keys and certificates in order.
-func roles() []Role { return []Role{RoleCA, RoleRASign, RoleRADecrypt, RoleRA, RoleTLS, RoleAudit} }
+func roles() []Role {
+	return []Role{RoleCA, RoleRASign, RoleRADecrypt, RoleRA, RoleTLS, RoleAudit, RoleOCSP}
+}
 
 // File returns the name of the role's certificate file.
 func (r Role) File() string { return string(r) + ".pem" }
