@@ -164,7 +164,7 @@ func (a *Authority) openPipeline(context.Context) error {
 	}
 	a.pipeline, err = authority.New(authority.Options{
 		Log: a.log, Index: a.index, Policies: a.cfg.Policies, Tagger: tagger, Issuers: issuers, Now: a.env.Now, Zap: a.env.Zap.Named("authority"),
-		Revoked: a.status.Revoked,
+		Revoked: a.status.Revoked, CRL: a.newestCRL,
 	})
 	return err
 }

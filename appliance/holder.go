@@ -13,6 +13,7 @@ import (
 	"github.com/postern-pki/postern/appliance/tokens"
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/hsm/issuer"
+	"github.com/postern-pki/postern/hsm/lint"
 )
 
 // Keyholder is the role that has the token.
@@ -76,7 +77,7 @@ func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 	for _, i := range k.cfg.Issuers {
 		limits, err := issuer.Limits{
 			MaxValidity: i.MaxValidity, NotAfter: i.CA.NotAfter, Issuer: i.CA.RawSubject, IssuerSPKI: i.CA.RawSubjectPublicKeyInfo,
-			SubjectKeyID: i.CA.SubjectKeyId, MaxStatus: i.Status.Validity,
+			SubjectKeyID: i.CA.SubjectKeyId, MaxStatus: i.Status.Validity, Status: statusURLs(k.cfg, i.Name),
 			KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement | x509.KeyUsageDataEncipherment | x509.KeyUsageContentCommitment,
 		}.Fixed()
 		if err != nil {
@@ -94,6 +95,19 @@ func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 		o.RA = append(o.RA, k.keys[i.Issuer.RASign.Key], k.keys[i.Issuer.RADecrypt.Key])
 	}
 	return o, nil
+}
+
+// statusURLs are those that the profiles of an issuer have certificates name.
+func statusURLs(cfg *config.Config, issuer string) *lint.Status {
+	all := &lint.Status{}
+	for _, name := range cfg.Policies.Names() {
+		if p, _ := cfg.Policies.Profile(name); p.Issuer == issuer {
+			all.CRL = append(all.CRL, p.Status.CRL...)
+			all.OCSP = append(all.OCSP, p.Status.OCSP...)
+			all.CAIssuers = append(all.CAIssuers, p.Status.CAIssuers...)
+		}
+	}
+	return all
 }
 
 // marks keeps the newest checkpoint on the token.

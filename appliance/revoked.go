@@ -47,3 +47,8 @@ func (a *Authority) publication(ctx context.Context, name, after string) (operat
 	}
 	return out, nil
 }
+
+func (a *Authority) newestCRL(ctx context.Context, name string) ([]byte, error) {
+	l, err := a.status.List(ctx, name, [32]byte{})
+	return l.DER, err
+}

@@ -193,6 +193,8 @@ func (d Decision) Template() (*x509.Certificate, bool) {
 		NotBefore:   b.notBefore, NotAfter: b.notAfter,
 		BasicConstraintsValid: true,
 	}
+	where := b.profile.Status.clone()
+	t.CRLDistributionPoints, t.OCSPServer, t.IssuingCertificateURL = where.CRL, where.OCSP, where.CAIssuers
 	for _, oid := range b.profile.usageOID {
 		t.UnknownExtKeyUsage = append(t.UnknownExtKeyUsage, append(asn1.ObjectIdentifier(nil), oid...))
 	}

@@ -52,6 +52,7 @@ func (s *Set) Profile(name string) (*Profile, bool) {
 	p.Clients.Digests = slices.Clone(p.Clients.Digests)
 	p.Clients.Ciphers = slices.Clone(p.Clients.Ciphers)
 	p.Lint.Exceptions = slices.Clone(p.Lint.Exceptions)
+	p.Status = p.Status.clone()
 	return &p, true
 }
 
@@ -85,6 +86,7 @@ type Profile struct {
 	Limits    Limits
 	Clients   Clients
 	Lint      Lint
+	Status    Status
 }
 
 // LintExceptions returns the names of the lint rules that the profile may break.

@@ -80,6 +80,8 @@ type Options struct {
 	Zap      *zap.Logger
 	// Revoked is called when a revocation is durable; it does not wait. nil: nobody asks.
 	Revoked func(issuer, serial string)
+	// CRL returns the DER of an issuer's newest list.
+	CRL func(ctx context.Context, issuer string) ([]byte, error)
 }
 
 // Pipeline implements [protocol.Authority] and the operators' acts.
@@ -97,6 +99,7 @@ type Pipeline struct {
 	now        func() time.Time
 	zap        *zap.Logger
 	revoked    func(issuer, serial string)
+	newestCRL  func(ctx context.Context, issuer string) ([]byte, error)
 }
 
 var _ protocol.Authority = (*Pipeline)(nil)
@@ -128,7 +131,7 @@ func New(o Options) (*Pipeline, error) {
 	return &Pipeline{
 		log: o.Log, index: o.Index, policies: o.Policies, tagger: o.Tagger, holds: holds,
 		challenges: challenge.NewService(o.Index, o.Tagger, holds),
-		issuers:    o.Issuers, subjects: subjects, now: o.Now, zap: o.Zap, revoked: o.Revoked,
+		issuers:    o.Issuers, subjects: subjects, now: o.Now, zap: o.Zap, revoked: o.Revoked, newestCRL: o.CRL,
 	}, nil
 }
 

@@ -82,12 +82,26 @@ func (p *Pipeline) namedBy(ctx context.Context, q *proven) (i store.Issuance, wh
 	return i, "", nil
 }
 
+// maxReply is the largest CRL that goes into a message, in octets: clients of SCEP hold
+// the whole of it, and decrypt it. A longer one is had over HTTP alone.
+const maxReply = 1 << 20
+
 // crl answers a GetCRL for a certificate of the profile with the newest CRL of the
 // certificate's issuer: an outcome that is Issued, and has the CRL alone.
-func (p *Pipeline) crl(ctx context.Context, q *proven, _ store.Issuance) (protocol.Outcome, error) {
-	const say = "there is no CRL to be had in this way"
-	return p.refuse(ctx, q, nil, &verdict{kind: protocol.Unsupported, say: say,
-		reasons: []policy.Reason{{Rule: "message.type", Saw: "GetCRL", Say: say}}})
+func (p *Pipeline) crl(ctx context.Context, q *proven, i store.Issuance) (protocol.Outcome, error) {
+	der, err := p.newestCRL(ctx, i.Issuer)
+	if err != nil {
+		return protocol.Outcome{}, fmt.Errorf("authority: the CRL of %s: %w", i.Issuer, err)
+	}
+	if len(der) > maxReply {
+		const say = "the CRL is too long for a message: fetch it over HTTP"
+		return p.refuse(ctx, q, nil, &verdict{kind: protocol.Unsupported, say: say,
+			reasons: []policy.Reason{{Rule: "message.type", Saw: fmt.Sprintf("a CRL of %d octets", len(der)), Say: say}}})
+	}
+	if err := p.found(ctx, q, audit.Object{"serial": i.Serial, "crl_sha256": digest(der)}); err != nil {
+		return protocol.Outcome{}, err
+	}
+	return protocol.Outcome{RequestID: q.id, Status: protocol.Issued, CRL: der}, nil
 }
 
 // found records what was given to whom.

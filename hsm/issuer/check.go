@@ -49,6 +49,8 @@ type Limits struct {
 	KeyUsage    x509.KeyUsage // usages that it signs for
 	ExtKeyUsage []asn1.ObjectIdentifier
 
+	Status *lint.Status // URLs that certificates may say their status is at; nil: any
+
 	// For status alone, where a zero value allows none.
 	SubjectKeyID []byte        // of the CA
 	MaxStatus    time.Duration // that a CRL or an OCSP answer is good for
@@ -90,7 +92,8 @@ func (l Limits) Check(tbs []byte, in audit.Intent) error {
 	rules := lint.Rules{
 		Issuer: l.Issuer, IssuerSPKI: l.IssuerSPKI, IssuerNotAfter: l.NotAfter,
 		KeyUsage: l.KeyUsage, ExtKeyUsage: l.ExtKeyUsage, MaxValidity: l.MaxValidity,
-		NoStyle: true, // style is the issuer's business; what cannot be excepted is everybody's
+		AnyStatus: l.Status,
+		NoStyle:   true, // style is the issuer's business; what cannot be excepted is everybody's
 	}
 	if l.IssuerSPKI != nil && l.algorithm == nil {
 		if l, err = l.Fixed(); err != nil {

@@ -110,6 +110,7 @@ func (i *Issuer) rules(t *x509.Certificate, spki []byte) (lint.Rules, error) {
 		Issuer: i.ca.RawSubject, IssuerSPKI: i.ca.RawSubjectPublicKeyInfo, IssuerNotAfter: i.ca.NotAfter,
 		AuthorityKeyID: i.ca.SubjectKeyId, SignatureAlgorithm: i.algID,
 		Subject: t.RawSubject, SPKI: spki, Names: n,
+		Status:   &lint.Status{CRL: t.CRLDistributionPoints, OCSP: t.OCSPServer, CAIssuers: t.IssuingCertificateURL},
 		KeyUsage: t.KeyUsage, ExtKeyUsage: usages, MaxValidity: i.options.MaxValidity,
 	}, nil
 }

@@ -43,6 +43,9 @@ type Rules struct {
 	ExtKeyUsage []asn1.ObjectIdentifier // extended usages that are allowed
 	MaxValidity time.Duration           // from notBefore to notAfter
 
+	Status    *Status // where policy decided that the certificate says its status is, exactly
+	AnyStatus *Status // the URLs of which any may be there
+
 	Except  []string // names of rules whose findings are left out; see [Excusable]
 	NoStyle bool     // every rule that can be excepted is
 }
@@ -98,6 +101,8 @@ var rules = []rule{
 	{"subject-alternative-name", false, subjectAltName},
 	{"subject-alternative-name-critical", true, subjectAltNameCritical},
 	{"dns-name", true, dnsName},
+	{"crl-distribution-points", false, crlPoints},
+	{"authority-info-access", false, infoAccess},
 	{"subject-key-identifier", true, subjectKeyID},
 	{"authority-key-identifier", true, authorityKeyID},
 }

@@ -220,6 +220,38 @@ func names(n lint.Names, der ...byte) func(*testing.T, *lint.TBS, *lint.Rules) {
 	return func(_ *testing.T, c *lint.TBS, r *lint.Rules) { r.Names, ext(c, 17).Value = &n, der }
 }
 
+// where adds where the status is, as policy decided it, and changes what that was.
+func where(change func(r *lint.Rules)) func(*testing.T, *lint.TBS, *lint.Rules) {
+	return func(_ *testing.T, c *lint.TBS, r *lint.Rules) {
+		url := func(s string) []byte { return append([]byte{0x86, byte(len(s))}, s...) }
+		wrap := func(tag byte, parts ...[]byte) []byte {
+			all := bytes.Join(parts, nil)
+			return append([]byte{tag, byte(len(all))}, all...)
+		}
+		method := func(n byte) []byte { return []byte{6, 8, 0x2b, 6, 1, 5, 5, 7, 0x30, n} }
+		c.Extensions = append(c.Extensions,
+			lint.Extension{ID: []int{2, 5, 29, 31}, Value: wrap(0x30, wrap(0x30, wrap(0xa0, wrap(0xa0, url("http://a/")))))},
+			lint.Extension{ID: []int{1, 3, 6, 1, 5, 5, 7, 1, 1}, Value: wrap(0x30, wrap(0x30, method(1), url("http://o/")), wrap(0x30, method(2), url("http://i/")))})
+		r.Status = &lint.Status{CRL: []string{"http://a/"}, OCSP: []string{"http://o/"}, CAIssuers: []string{"http://i/"}}
+		any := *r.Status
+		r.AnyStatus = &any
+		change(r)
+	}
+}
+
+// A certificate that says where its status is, as was decided, breaks no rule.
+func TestWhereTheStatusIs(t *testing.T) {
+	tbs, rules := good(t, newKey(t))
+	c, err := lint.Parse(tbs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	where(func(*lint.Rules) {})(t, c, &rules)
+	if found := lint.Check(encode(c), rules); len(found) > 0 {
+		t.Errorf("%v", found)
+	}
+}
+
 func breakages() map[string]breakage {
 	noSerial := func(serial ...byte) breakage {
 		return breakage{"serial", func(_ *testing.T, c *lint.TBS, _ *lint.Rules) { c.Serial = serial }}
@@ -295,10 +327,21 @@ func breakages() map[string]breakage {
 		"an empty label":                {"dns-name", names(lint.Names{DNS: []string{"a..b"}}, 0x30, 6, 0x82, 4, 'a', '.', '.', 'b')},
 		"a NUL in a dNSName":            {"dns-name", names(lint.Names{DNS: []string{"a\x00b"}}, 0x30, 5, 0x82, 3, 'a', 0, 'b')},
 		"a wildcard inside":             {"dns-name", names(lint.Names{DNS: []string{"a.*"}}, 0x30, 5, 0x82, 3, 'a', '.', '*')},
-		"another key's identifier":      {"subject-key-identifier", set(14, 4, 1, 1)},
-		"no subjectKeyIdentifier":       {"subject-key-identifier", drop(14)},
-		"another CA's identifier":       {"authority-key-identifier", set(35, 0x30, 3, 0x80, 1, 1)},
-		"no authorityKeyIdentifier":     {"authority-key-identifier", drop(35)},
+		"a point of another kind":       {"crl-distribution-points", add(false, 2, 5, 29, 31)},
+		"a critical point": {"crl-distribution-points", func(t *testing.T, c *lint.TBS, r *lint.Rules) {
+			where(func(*lint.Rules) {})(t, c, r)
+			ext(c, 31).Critical = true
+		}},
+		"another point":               {"crl-distribution-points", where(func(r *lint.Rules) { r.Status.CRL = []string{"http://b/"} })},
+		"a point that is not allowed": {"crl-distribution-points", where(func(r *lint.Rules) { r.AnyStatus.CRL = []string{"http://b/"} })},
+		"access of another kind":      {"authority-info-access", add(false, 1, 3, 6, 1, 5, 5, 7, 1, 1)},
+		"another responder":           {"authority-info-access", where(func(r *lint.Rules) { r.Status.OCSP = nil })},
+		"another CA's certificate":    {"authority-info-access", where(func(r *lint.Rules) { r.Status.CAIssuers = nil })},
+		"a responder not allowed":     {"authority-info-access", where(func(r *lint.Rules) { r.AnyStatus.OCSP = nil })},
+		"another key's identifier":    {"subject-key-identifier", set(14, 4, 1, 1)},
+		"no subjectKeyIdentifier":     {"subject-key-identifier", drop(14)},
+		"another CA's identifier":     {"authority-key-identifier", set(35, 0x30, 3, 0x80, 1, 1)},
+		"no authorityKeyIdentifier":   {"authority-key-identifier", drop(35)},
 	}
 }
 
