@@ -13,8 +13,8 @@ import (
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/protocol"
-	"github.com/postern-pki/postern/protocol/status"
 	"github.com/postern-pki/postern/protocol/scep/client"
+	"github.com/postern-pki/postern/protocol/status"
 	"github.com/postern-pki/postern/test/site"
 )
 
