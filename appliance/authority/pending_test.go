@@ -133,6 +133,15 @@ func TestPending(t *testing.T) {
 		}
 	}
 	w.ask(other.poll(), saysOtherKey)
+	next := a // the same transaction is a new one, now that it is done
+	next.csr, next.cn, next.challenge = nil, "c.corp.example", w.challenge("manual", "c.corp.example")
+	if out := w.ask(next, saysPending); out.RequestID == id {
+		t.Error("a new request has the old one's id")
+	}
+	w.ask(a.poll(), saysPending)
+	if out := w.ask(a, saysIssued); !bytes.Equal(out.Certificates[0], der) {
+		t.Error("the old request gets another certificate")
+	}
 	w.oneIssued(t, id)
 	w.keptNothing(t, secret, a.csr)
 	w.sound()
