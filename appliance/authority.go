@@ -149,14 +149,14 @@ func (a *Authority) openLog(ctx context.Context) error {
 
 // openPipeline wires the pipeline, with the keyholder as the only signer.
 func (a *Authority) openPipeline(context.Context) error {
-	issuers := make(map[string]authority.Issuer)
+	issuers := make(map[string][]authority.CA)
 	for _, i := range a.cfg.Issuers {
 		is := a.issuers[i.Name]
-		s := protocol.Service{RASign: i.RASign.Raw, RADecrypt: i.RADecrypt.Raw, CA: i.CA.Raw}
+		g := protocol.Generation{Name: i.Generation, RASign: i.RASign.Raw, RADecrypt: i.RADecrypt.Raw, CA: i.CA.Raw}
 		for _, c := range i.Chain {
-			s.Chain = append(s.Chain, c.Raw)
+			g.Chain = append(g.Chain, c.Raw)
 		}
-		issuers[i.Name] = authority.Issuer{Issuer: is, Service: s}
+		issuers[i.Of] = append(issuers[i.Of], authority.CA{Issuer: is, Generation: g})
 	}
 	tagger, err := readTagger(a.cfg.ChallengeKeyPath, a.cfg.Challenges.Key.Credential != "")
 	if err != nil {
@@ -212,9 +212,13 @@ func (a *Authority) issueServer(ctx context.Context, pub crypto.PublicKey, names
 	if err != nil {
 		return nil, err
 	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
 	chain := [][]byte{der}
-	for _, i := range a.cfg.Issuers {
-		if i.Name == a.cfg.TLS.Issuer && len(i.Chain) > 0 { // a root is what clients have
+	for _, i := range a.cfg.Issuers { // whichever generation was current; a root is what clients have
+		if i.Of == a.cfg.TLS.Issuer && len(i.Chain) > 0 && cert.CheckSignatureFrom(i.CA) == nil {
 			chain = append(chain, i.CA.Raw)
 		}
 	}

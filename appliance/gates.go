@@ -183,22 +183,23 @@ func (g *Gate) certificate(ctx context.Context, a GateAuthority, keys rpc.GateKe
 	return cert, nil
 }
 
-// raKeys names the two RA keys of a profile's issuer.
-func raKeys(cfg *config.Config) func(profile string) (sign, decrypt rpc.RAKey, ok bool) {
-	type pair struct{ sign, decrypt rpc.RAKey }
-	of := func(c *x509.Certificate) rpc.RAKey { return rpc.RAKey{ID: rpc.KeyIDOf(c), Public: c.PublicKey} }
-	all := make(map[string]pair)
+// raKeys names the RA keys of all generations of a profile's issuer.
+func raKeys(cfg *config.Config) func(profile string) ([]rpc.RAKey, bool) {
+	of := func(c *x509.Certificate) rpc.RAKey {
+		return rpc.RAKey{Certificate: c.Raw, ID: rpc.KeyIDOf(c), Public: c.PublicKey}
+	}
+	all := make(map[string][]rpc.RAKey)
 	for _, name := range cfg.Policies.Names() {
 		p, _ := cfg.Policies.Profile(name)
 		for _, i := range cfg.Issuers {
-			if i.Name == p.Issuer {
-				all[name] = pair{of(i.RASign), of(i.RADecrypt)}
+			if i.Of == p.Issuer {
+				all[name] = append(all[name], of(i.RASign), of(i.RADecrypt))
 			}
 		}
 	}
-	return func(profile string) (sign, decrypt rpc.RAKey, ok bool) {
-		p, ok := all[profile]
-		return p.sign, p.decrypt, ok
+	return func(profile string) ([]rpc.RAKey, bool) {
+		keys, ok := all[profile]
+		return keys, ok
 	}
 }
 

@@ -83,16 +83,16 @@ func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 		if err != nil {
 			return o, fmt.Errorf("issuer %s: %w", i.Name, err)
 		}
-		ca := keyholder.CA{Key: k.keys[i.Issuer.CA.Key], Limits: limits}
+		ca := keyholder.CA{Key: k.keys[i.Keys.CA.Key], Limits: limits}
 		if c := i.Status.OCSP; c != nil {
 			limits, err := issuer.NewOCSPLimits(c, i.CA, i.Status.Answers)
 			if err != nil {
 				return o, fmt.Errorf("issuer %s: %w", i.Name, err)
 			}
-			ca.OCSP = keyholder.NewOCSP(k.keys[i.Issuer.OCSP.Key], limits)
+			ca.OCSP = keyholder.NewOCSP(k.keys[i.Keys.OCSP.Key], limits)
 		}
 		o.CAs[i.Name] = ca
-		o.RA = append(o.RA, k.keys[i.Issuer.RASign.Key], k.keys[i.Issuer.RADecrypt.Key])
+		o.RA = append(o.RA, k.keys[i.Keys.RASign.Key], k.keys[i.Keys.RADecrypt.Key])
 	}
 	return o, nil
 }
@@ -167,10 +167,10 @@ func (k *Keyholder) matchCertificates() error {
 	}
 	pairs := []pair{{"audit", k.cfg.Audit.Key, k.cfg.AuditCertificate}}
 	for _, i := range k.cfg.Issuers {
-		pairs = append(pairs, pair{i.Name + " ca", i.Issuer.CA.Key, i.CA},
-			pair{i.Name + " ra_sign", i.Issuer.RASign.Key, i.RASign}, pair{i.Name + " ra_decrypt", i.Issuer.RADecrypt.Key, i.RADecrypt})
+		pairs = append(pairs, pair{i.Name + " ca", i.Keys.CA.Key, i.CA},
+			pair{i.Name + " ra_sign", i.Keys.RASign.Key, i.RASign}, pair{i.Name + " ra_decrypt", i.Keys.RADecrypt.Key, i.RADecrypt})
 		if c := i.Status.OCSP; c != nil {
-			pairs = append(pairs, pair{i.Name + " ocsp", i.Issuer.OCSP.Key, c})
+			pairs = append(pairs, pair{i.Name + " ocsp", i.Keys.OCSP.Key, c})
 		}
 	}
 	for _, p := range pairs {

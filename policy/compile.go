@@ -43,7 +43,7 @@ var (
 func (l *loader) profile(n *yaml.Node, path string) *compiled {
 	s := l.mapping(n, path, keys{
 		must: []string{"name", "protocols", "issuer", "challenge", "approve", "key", "usage", "validity"},
-		may:  []string{"subject", "san", "renewal", "limits", "clients", "lint", "pending", "status"},
+		may:  []string{"subject", "san", "renewal", "limits", "clients", "ca_certificates", "reply", "lint", "pending", "status"},
 	})
 	c := &compiled{lines: map[string]int{}}
 	c.Source, c.Line = l.file, n.Line
@@ -69,6 +69,7 @@ func (l *loader) profile(n *yaml.Node, path string) *compiled {
 	l.limits(c, s)
 	l.clients(c, s)
 	l.answerable(c, s)
+	l.answers(c, s)
 	l.lint(c, s)
 	l.status(c, s)
 	if c.Name == "" {

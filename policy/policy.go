@@ -87,6 +87,9 @@ type Profile struct {
 	Clients   Clients
 	Lint      Lint
 	Status    Status
+
+	CACertificates CACertificates
+	Reply          Reply
 }
 
 // LintExceptions returns the names of the lint rules that the profile may break.

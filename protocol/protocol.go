@@ -23,8 +23,13 @@ import (
 	"time"
 )
 
-// ErrUnknownProfile is returned where a profile's name is not configured.
-var ErrUnknownProfile = errors.New("protocol: unknown profile")
+// Errors of an [Authority] and of [Keys].
+var (
+	// ErrUnknownProfile is returned where a profile's name is not configured.
+	ErrUnknownProfile = errors.New("protocol: unknown profile")
+	// ErrUnknownRA is returned for a certificate that is no RA's of the profile.
+	ErrUnknownRA = errors.New("protocol: not an RA certificate of the profile")
+)
 
 // A Proof is what one pkiMessage proves (RFC 8894, section 3.2), in the bytes
 // that were received.
@@ -129,16 +134,26 @@ type Rejected struct {
 	Bytes         int64  // of the message
 	Served        bool   // true for a plain question that was answered, such as GetCACaps
 	Client        Client // of a message; zero for a plain question
+	NextCA        string // the generation whose certificates were handed out; GetNextCACert alone
+}
+
+// A Generation is one CA of a profile's issuer, with the RA certificates that
+// speak for it. A request belongs to the generation that it is encrypted to: that
+// CA issues, and that RA signs the answer (RFC 8894, section 5.1).
+type Generation struct {
+	Name      string   // unique in its issuer
+	RASign    []byte   // DER
+	RADecrypt []byte   // DER; may equal RASign
+	CA        []byte   // DER of the issuing CA
+	Chain     [][]byte // DER from above the CA up to the root, which may be the CA itself: then empty
 }
 
 // Service is what a profile offers to its devices.
 type Service struct {
 	Profile      string
-	Capabilities []string // GetCACaps, in order
-	RASign       []byte   // DER
-	RADecrypt    []byte   // DER; may equal RASign
-	CA           []byte   // DER of the issuing CA
-	Chain        [][]byte // DER from above the CA up to the root, which may be the CA itself: then empty
+	Capabilities []string     // GetCACaps, in order
+	Generations  []Generation // that requests are answered by, the current one first; at least one
+	Next         string       // the generation that devices are told of as the next; "" for none
 	Digests      []crypto.Hash
 	Ciphers      []string // of envelopes, such as "AES-128-CBC"
 	LegacySHA1   bool
@@ -149,6 +164,24 @@ type Service struct {
 	// PasswordRecipient: who cannot decrypt has the answer to a new enrollment
 	// encrypted under its challenge.
 	PasswordRecipient bool
+
+	CAFirst        bool // GetCACert begins with the CA in place of the RA
+	NoRoot         bool // a root above the CA is left out of every answer
+	ReplyChain     bool // a CertRep has the CA's certificates after the issued one
+	NoFailInfoText bool // a refusal has no words
+}
+
+// Current is the generation that devices are given.
+func (s *Service) Current() *Generation { return &s.Generations[0] }
+
+// Named returns the generation of that name; nil if there is none.
+func (s *Service) Named(name string) *Generation {
+	for i := range s.Generations {
+		if s.Generations[i].Name == name {
+			return &s.Generations[i]
+		}
+	}
+	return nil
 }
 
 // Authority decides. It is safe for concurrent use.
@@ -170,11 +203,12 @@ type OAEPOptions struct {
 	Hash, MGF crypto.Hash // of the label, and of the mask generation function MGF1
 }
 
-// Keys gives the gate the use of the two RA keys of a profile's issuer, and of
-// no other key. The decrypter takes [crypto/rsa.PKCS1v15DecryptOptions] with a
-// SessionKeyLen or [*OAEPOptions], and returns a random key of that length on any
-// padding failure.
+// Keys gives the gate the use of the RA keys of a profile's issuer, and of no
+// other key: ra is the DER of the RA certificate whose key is wanted. The error is
+// [ErrUnknownProfile] or [ErrUnknownRA]. The decrypter takes
+// [crypto/rsa.PKCS1v15DecryptOptions] with a SessionKeyLen or [*OAEPOptions], and
+// returns a random key of that length on any padding failure.
 type Keys interface {
-	Decrypter(ctx context.Context, profile string) (crypto.Decrypter, error)
-	Signer(ctx context.Context, profile string) (crypto.Signer, error)
+	Decrypter(ctx context.Context, profile string, ra []byte) (crypto.Decrypter, error)
+	Signer(ctx context.Context, profile string, ra []byte) (crypto.Signer, error)
 }

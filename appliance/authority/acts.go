@@ -178,6 +178,9 @@ type Begin struct {
 // the first request. Its last record is system.start: a start that is cut short
 // before that is made again by the next one, with the same Begin.
 func (p *Pipeline) Start(ctx context.Context, b Begin) error {
+	if err := p.currentCAs(ctx); err != nil {
+		return err
+	}
 	record := func(event, out string, o audit.Object) audit.Entry {
 		return audit.Entry{Event: event, Outcome: out, Request: newID(), Actor: system(), Object: o}
 	}
@@ -227,12 +230,14 @@ func (p *Pipeline) void(ctx context.Context) error {
 }
 
 // IssueServer issues the certificate of our own listeners. It goes the same way
-// as every other certificate: linted, its intent durable, its result durable.
+// as every other certificate: linted, its intent durable, its result durable. The
+// CA is the issuer's current one.
 func (p *Pipeline) IssueServer(ctx context.Context, issuerName string, pub crypto.PublicKey, names []string, validity time.Duration) ([]byte, error) {
-	is, ok := p.issuers[issuerName]
+	of, ok := p.issuers[issuerName]
 	if !ok {
 		return nil, fmt.Errorf("authority: no issuer %q", issuerName)
 	}
+	is := of.now()
 	now := p.now().UTC().Truncate(time.Second)
 	t := &x509.Certificate{
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(validity),
@@ -256,7 +261,7 @@ func (p *Pipeline) IssueServer(ctx context.Context, issuerName string, pub crypt
 		return nil, fmt.Errorf("authority: preparing the server certificate: %w", err)
 	}
 	o := store.IntentObject(ticket.Intent(), store.Issuance{
-		Profile: store.ServerProfile, Subject: "CN=" + names[0], SPKI: digest(spki), Names: digest(fmt.Append(nil, names)),
+		Profile: store.ServerProfile, Issuer: is.Issuer.Name(), Subject: "CN=" + names[0], SPKI: digest(spki), Names: digest(fmt.Append(nil, names)),
 		NotBefore: t.NotBefore, NotAfter: t.NotAfter, LineageFrom: now, Signer: "system", CSR: digest(spki),
 	})
 	o["kind"] = "server"

@@ -73,7 +73,7 @@ func (p *Pipeline) Approve(ctx context.Context, who audit.Actor, r Ruling, befor
 		return store.Issuance{}, err
 	}
 	o := intentOf(ticket, i, f, g, d)
-	o["pending"] = w.Request
+	o["pending"], o["source"] = w.Request, w.Source
 	before = append(slices.Clone(before), audit.Entry{Event: store.EventEnroll, Outcome: store.OutApproved, Request: w.Request, Actor: who,
 		Object: audit.Object{"pending": w.Request, "digest": w.Digest, "why": r.Reason}})
 	der, err := p.issue(ctx, w.Request, who, ticket, o, before...)
@@ -118,7 +118,10 @@ func (p *Pipeline) rule(ctx context.Context, r Ruling) (w store.Pending, q *prov
 	}
 	q = &proven{
 		id: w.Request, profile: profile, source: w.Source, message: scep.Message{TransactionID: w.Transaction},
-		signerName: w.Signer, csrDigest: w.CSR, spkiDigest: w.SPKI,
+		signerName: w.Signer, csrDigest: w.CSR, spkiDigest: w.SPKI, ca: p.issuers[profile.Issuer].ca(w.Issuer),
+	}
+	if q.ca == nil {
+		return w, nil, nil, fmt.Errorf("%w: %s, which the request is for, is not configured any more", ErrNoCA, w.Issuer)
 	}
 	if w.Predecessor != "" {
 		ours, err := p.index.Certificate(ctx, w.Predecessor)

@@ -22,10 +22,8 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -48,8 +46,8 @@ type (
 	index interface {
 		challenge.Store
 		Certificate(ctx context.Context, serial string) (store.Issuance, error)
-		Transaction(ctx context.Context, profile, transaction, signer, csr string) (store.Issuance, error)
-		RenewalOf(ctx context.Context, profile, signer, csr string) (store.Issuance, error)
+		Transaction(ctx context.Context, issuer, profile, transaction, signer, csr string) (store.Issuance, error)
+		RenewalOf(ctx context.Context, issuer, profile, signer, csr string) (store.Issuance, error)
 		LineageRenewals(ctx context.Context, lineage string) (int64, error)
 		InUse(ctx context.Context, u store.Use) (store.Used, error)
 		OpenIntents(ctx context.Context) ([]store.Issuance, error)
@@ -60,13 +58,15 @@ type (
 		DeniedBefore(ctx context.Context, profile, signer, csr string) (store.Pending, error)
 		PendingCount(ctx context.Context, profile string, now time.Time) (int64, error)
 		Polled(ctx context.Context, profile, transaction, signer, spki, predecessor string) (store.Issuance, error)
+		CurrentCAs(ctx context.Context) (map[string]store.CurrentCA, error)
 	}
 )
 
-// An Issuer is one CA as the pipeline uses it.
-type Issuer struct {
-	Issuer  *issuer.Issuer
-	Service protocol.Service // what its profiles offer, Profile and the profile's own limits left empty
+// A CA is one generation of an issuer that profiles use. Issuer's name is the CA's
+// own: records have it, and the keyholder knows its key by it.
+type CA struct {
+	Issuer     *issuer.Issuer
+	Generation protocol.Generation
 }
 
 // Options are what New needs; every field is required, unless it says otherwise.
@@ -75,7 +75,7 @@ type Options struct {
 	Index    index
 	Policies *policy.Set
 	Tagger   *challenge.Tagger
-	Issuers  map[string]Issuer // by the name that profiles use
+	Issuers  map[string][]CA // generations, by the name that profiles use, in the configuration's order
 	Now      func() time.Time
 	Zap      *zap.Logger
 	// Revoked is called when a revocation is durable; it does not wait. nil: nobody asks.
@@ -92,8 +92,8 @@ type Pipeline struct {
 	tagger     *challenge.Tagger
 	holds      *challenge.Holds
 	challenges *challenge.Service
-	issuers    map[string]Issuer
-	subjects   map[string]bool // DER names of the issuers' CAs
+	issuers    map[string]*generations
+	subjects   map[string]bool // DER names of all CAs
 	locks      keyedLocks
 	rate       rates
 	now        func() time.Time
@@ -116,13 +116,16 @@ func New(o Options) (*Pipeline, error) {
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
-	subjects := make(map[string]bool)
-	for _, i := range o.Issuers {
-		ca, err := x509.ParseCertificate(i.Issuer.Certificate())
+	issuers, subjects := make(map[string]*generations), make(map[string]bool)
+	for name, cas := range o.Issuers {
+		g, err := newGenerations(name, cas)
 		if err != nil {
-			return nil, fmt.Errorf("authority: the CA of issuer %s: %w", i.Issuer.Name(), err)
+			return nil, err
 		}
-		subjects[string(ca.RawSubject)] = true
+		issuers[name] = g
+		for _, c := range g.all {
+			subjects[string(c.cert.RawSubject)] = true
+		}
 	}
 	if o.Revoked == nil {
 		o.Revoked = func(string, string) {}
@@ -131,7 +134,7 @@ func New(o Options) (*Pipeline, error) {
 	return &Pipeline{
 		log: o.Log, index: o.Index, policies: o.Policies, tagger: o.Tagger, holds: holds,
 		challenges: challenge.NewService(o.Index, o.Tagger, holds),
-		issuers:    o.Issuers, subjects: subjects, now: o.Now, zap: o.Zap, revoked: o.Revoked, newestCRL: o.CRL,
+		issuers:    issuers, subjects: subjects, now: o.Now, zap: o.Zap, revoked: o.Revoked, newestCRL: o.CRL,
 	}, nil
 }
 
@@ -150,5 +153,5 @@ func (p *Pipeline) Service(_ context.Context, profile string) (protocol.Service,
 	if !ok {
 		return protocol.Service{}, protocol.ErrUnknownProfile
 	}
-	return serviceOf(p.issuers[pr.Issuer].Service, pr), nil
+	return serviceOf(p.issuers[pr.Issuer].service(p.now()), pr), nil
 }

@@ -194,7 +194,7 @@ func (w *world) open() {
 	set := must[*policy.Set](t)(policy.Load(policy.Source{Name: "profiles.yaml", Data: []byte(profiles)}))
 	tagger := must[*challenge.Tagger](t)(challenge.NewTagger(bytes.Repeat([]byte{7}, 32)))
 	w.Pipeline = must[*authority.Pipeline](t)(authority.New(authority.Options{
-		Log: w.log, Index: w.index, Policies: set, Tagger: tagger, Issuers: map[string]authority.Issuer{"corp": {Issuer: is}}, Now: func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }, Zap: zap.NewNop(),
+		Log: w.log, Index: w.index, Policies: set, Tagger: tagger, Issuers: map[string][]authority.CA{"corp": {{Issuer: is, Generation: protocol.Generation{Name: "first", RASign: w.raDER, RADecrypt: w.raDER, CA: der}}}}, Now: func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }, Zap: zap.NewNop(),
 	}))
 }
 

@@ -48,7 +48,7 @@ func (p *Pipeline) pend(ctx context.Context, q *proven, f policy.Facts, g grant,
 		return p.refuse(ctx, q, &f, notAllowed(rulePendingMax, strconv.FormatInt(n, 10), "too many requests wait for approval: try again later"))
 	}
 	w := store.Pending{
-		Request: q.id, Profile: q.profile.Name, Kind: g.kind, Subject: policy.FormatSubject(d.Subject()), Names: d.Names().Digest(), SPKI: q.spkiDigest,
+		Request: q.id, Profile: q.profile.Name, Issuer: q.ca.Issuer.Name(), Kind: g.kind, Subject: policy.FormatSubject(d.Subject()), Names: d.Names().Digest(), SPKI: q.spkiDigest,
 		Transaction: q.message.TransactionID, Signer: q.signerName, CSR: q.csrDigest, Challenge: g.challenge.ID,
 		Policy: d.Digest, Created: now, Expires: now.Add(q.profile.Pending.TTL), Facts: f,
 	}
@@ -75,7 +75,8 @@ func (p *Pipeline) pend(ctx context.Context, q *proven, f policy.Facts, g grant,
 
 // waiting answers a request that waits already, or that was denied: the same CSR by
 // the same signer. Another CSR in a transaction that waits is refused (RFC 8894,
-// section 4.4: one transaction, one request); once it is decided, it is a new one.
+// section 4.4: one transaction, one request); once it is decided, it is a new one. So
+// is the same CSR for another generation.
 func (p *Pipeline) waiting(ctx context.Context, q *proven) (protocol.Outcome, bool, error) {
 	if q.profile.Approve == policy.ApproveAutomatic {
 		return protocol.Outcome{}, false, nil
@@ -85,7 +86,7 @@ func (p *Pipeline) waiting(ctx context.Context, q *proven) (protocol.Outcome, bo
 		return protocol.Outcome{}, false, fmt.Errorf("authority: looking up what waits: %w", err)
 	}
 	if err == nil && p.undecided(was) {
-		if was.CSR == q.csrDigest {
+		if was.CSR == q.csrDigest && was.Issuer == q.ca.Issuer.Name() {
 			out, err := p.waits(ctx, q, was, store.OutRepeated)
 			return out, true, err
 		}

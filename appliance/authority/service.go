@@ -41,6 +41,11 @@ func serviceOf(s protocol.Service, p *policy.Profile) protocol.Service {
 	if aes && slices.Contains(s.Digests, crypto.SHA256) {
 		caps = append(caps, "SCEPStandard")
 	}
+	if s.Next != "" {
+		caps = append(caps, "GetNextCACert")
+	}
+	s.CAFirst, s.NoRoot = p.CACertificates.CAFirst, p.CACertificates.NoRoot
+	s.ReplyChain, s.NoFailInfoText = p.Reply.Chain, p.Reply.NoFailInfoText
 	s.Capabilities = caps
 	return s
 }

@@ -105,11 +105,12 @@ func (q *proven) exclusive(names policy.Names) []string {
 
 // again answers what was answered before: the same transaction, CSR and signer,
 // or a renewal of the same certificate by the same CSR, while what was issued
-// lives.
+// lives. The same asked of another generation is another request: what was issued is
+// not that CA's.
 func (p *Pipeline) again(ctx context.Context, q *proven) (protocol.Outcome, bool, error) {
-	was, err := p.index.Transaction(ctx, q.profile.Name, q.message.TransactionID, q.signerName, q.csrDigest)
+	was, err := p.index.Transaction(ctx, q.ca.Issuer.Name(), q.profile.Name, q.message.TransactionID, q.signerName, q.csrDigest)
 	if errors.Is(err, store.ErrNotFound) && q.ours != nil {
-		was, err = p.index.RenewalOf(ctx, q.profile.Name, q.signerName, q.csrDigest)
+		was, err = p.index.RenewalOf(ctx, q.ca.Issuer.Name(), q.profile.Name, q.signerName, q.csrDigest)
 	}
 	if errors.Is(err, store.ErrNotFound) || err == nil && (was.RevocationDue || p.now().After(was.NotAfter)) {
 		return protocol.Outcome{}, false, nil
@@ -172,7 +173,7 @@ func (p *Pipeline) prepare(q *proven, f policy.Facts, g grant, d policy.Decision
 	if !ok {
 		return nil, errors.New("authority: a decision to issue without a template")
 	}
-	i.Profile, i.Issuer, i.Names = q.profile.Name, q.profile.Issuer, d.Names().Digest()
+	i.Profile, i.Issuer, i.Names = q.profile.Name, q.ca.Issuer.Name(), d.Names().Digest()
 	i.Subject, i.SPKI = policy.FormatSubject(d.Subject()), q.spkiDigest
 	i.NotBefore, i.NotAfter = template.NotBefore, template.NotAfter
 	i.Lineage, i.LineageFrom = i.Request, p.now().UTC()
@@ -181,7 +182,7 @@ func (p *Pipeline) prepare(q *proven, f policy.Facts, g grant, d policy.Decision
 		i.Lineage, i.LineageFrom, i.Predecessor = q.ours.Lineage, q.ours.LineageFrom, q.ours.Serial
 		i.Generation, i.Challenge = f.Renewal.Count+1, ""
 	}
-	ticket, err := p.issuers[q.profile.Issuer].Issuer.Prepare(template, key, issuer.Meta{
+	ticket, err := q.ca.Issuer.Prepare(template, key, issuer.Meta{
 		Challenge: i.Challenge, RequestDigest: q.csrDigest, Profile: i.Profile, Lineage: i.Lineage, Except: q.profile.LintExceptions(),
 	})
 	if err != nil {

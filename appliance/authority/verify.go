@@ -32,6 +32,7 @@ type proven struct {
 	cipher  cms.Cipher
 	csr     *pkcs10.Request      // of a PKCSReq and a RenewalReq, else nil
 	named   scep.IssuerAndSerial // of a GetCert and a GetCRL
+	ca      *generation          // the one that the envelope is for; nil for a CertPoll
 
 	signerDigest string          // hex SHA-256 of the signer's certificate
 	signerName   string          // "cert:" or "key:" and a digest: whose transaction this is
@@ -77,7 +78,7 @@ func (p *Pipeline) verify(ctx context.Context, id string, r protocol.Request, pr
 	if q.message, err = scep.ParseMessage(attrs); err != nil {
 		return q, badProof("SCEP attributes"), nil
 	}
-	if v := q.open(r.Proof); v != nil {
+	if v := q.open(r.Proof, p.issuers[profile.Issuer]); v != nil {
 		return q, v, nil
 	}
 	if q.ours, err = p.own(ctx, signer); err != nil {
@@ -96,13 +97,13 @@ func (p *Pipeline) verify(ctx context.Context, id string, r protocol.Request, pr
 
 // open reads what the envelope holds, which the message's type says. The envelope
 // of a poll stays closed: package scep says why.
-func (q *proven) open(proof protocol.Proof) *verdict {
+func (q *proven) open(proof protocol.Proof, of *generations) *verdict {
 	why := ""
 	switch q.message.Type {
 	case scep.PKCSReq, scep.RenewalReq:
-		why = q.openCSR(proof)
+		why = q.openCSR(proof, of)
 	case scep.GetCert, scep.GetCRL:
-		if why = q.openName(proof); why != "" {
+		if why = q.openName(proof, of); why != "" {
 			return noCertificate(why) // nothing binds the envelope to the signer: package scep says more
 		}
 	case scep.CertPoll:
@@ -118,8 +119,8 @@ func (q *proven) open(proof protocol.Proof) *verdict {
 }
 
 // content decrypts the envelope with the content key; it returns why not, in our
-// words.
-func (q *proven) content(proof protocol.Proof) (content []byte, why string) {
+// words. Which generation the envelope is for it says itself.
+func (q *proven) content(proof protocol.Proof, of *generations) (content []byte, why string) {
 	der, err := cms.DER(proof.Envelope, cms.DefaultLimits())
 	if err != nil {
 		return nil, "envelope encoding"
@@ -129,6 +130,9 @@ func (q *proven) content(proof protocol.Proof) (content []byte, why string) {
 		return nil, "envelope structure"
 	}
 	q.cipher = envelope.Cipher
+	if q.ca = of.of(envelope); q.ca == nil {
+		return nil, "recipients"
+	}
 	if content, err = envelope.Open(proof.ContentKey); err != nil {
 		return nil, "envelope content"
 	}
@@ -139,8 +143,8 @@ func (q *proven) content(proof protocol.Proof) (content []byte, why string) {
 }
 
 // openCSR reads the CSR (RFC 8894, section 3.3.1); it returns why not.
-func (q *proven) openCSR(proof protocol.Proof) string {
-	content, why := q.content(proof)
+func (q *proven) openCSR(proof protocol.Proof, of *generations) string {
+	content, why := q.content(proof, of)
 	if why != "" {
 		return why
 	}
@@ -157,8 +161,8 @@ func (q *proven) openCSR(proof protocol.Proof) string {
 
 // openName reads which certificate is asked for (RFC 8894, section 3.3.4); it
 // returns why not.
-func (q *proven) openName(proof protocol.Proof) string {
-	content, why := q.content(proof)
+func (q *proven) openName(proof protocol.Proof, of *generations) string {
+	content, why := q.content(proof, of)
 	if why != "" {
 		return why
 	}

@@ -51,15 +51,19 @@ type Config struct {
 	ACMERoots        *x509.CertPool
 	CourierState     string // folder of the courier
 	AuditCertificate *x509.Certificate
-	Issuers          []LoadedIssuer
+	Issuers          []LoadedIssuer // every generation of every issuer, an issuer's first one first
 	OperatorCA       *x509.CertPool
 	Rules            acts.Rules // of operators
 }
 
-// LoadedIssuer is an [Issuer] with its certificates, which were checked to form
-// one generation.
+// LoadedIssuer is one CA: a generation of an issuer, with its certificates, which
+// were checked to form one.
 type LoadedIssuer struct {
-	Issuer
+	Name       string // the CA's own: the issuer's for the generation in the issuer itself, else ISSUER.GENERATION
+	Of         string // the issuer, by the name that profiles use
+	Generation string
+	Keys       Certified // by their names
+
 	CA          *x509.Certificate
 	Chain       []*x509.Certificate
 	RASign      *x509.Certificate
@@ -67,6 +71,9 @@ type LoadedIssuer struct {
 	MaxValidity time.Duration
 	Status      LoadedStatus
 }
+
+// SingleRA reports whether one key both signs answers and opens envelopes.
+func (i LoadedIssuer) SingleRA() bool { return i.Keys.SingleRA() }
 
 // KeyNamed returns the key of that name; Load made sure that it is there.
 func (c *Config) KeyNamed(name string) Key {

@@ -113,11 +113,14 @@ func (d *decoder) mapping(path string, n *yaml.Node, v reflect.Value) {
 		d.fault(path, "has to be a mapping", "")
 		return
 	}
-	fields := map[string]int{}
+	fields := map[string][]int{}
 	var known []string
-	for i := range v.NumField() {
-		key := v.Type().Field(i).Tag.Get("yaml")
-		fields[key] = i
+	for _, f := range reflect.VisibleFields(v.Type()) {
+		if f.Anonymous { // its fields stand beside the others
+			continue
+		}
+		key := f.Tag.Get("yaml")
+		fields[key] = f.Index
 		known = append(known, key)
 	}
 	var seen []string
@@ -132,7 +135,7 @@ func (d *decoder) mapping(path string, n *yaml.Node, v reflect.Value) {
 		case !ok:
 			d.fault(at, "unknown key", policy.Nearest(key.Value, known))
 		default:
-			d.value(at, n.Content[i+1], v.Field(field))
+			d.value(at, n.Content[i+1], v.FieldByIndex(field))
 		}
 		seen = append(seen, key.Value)
 	}

@@ -76,34 +76,49 @@ type KeyCert struct {
 	Certificate string `yaml:"certificate"`
 }
 
-// Issuer is one CA with its two RA keys.
+// Issuer is what profiles name: one CA with its two RA keys, or several generations
+// of them. The first one, in the issuer itself or in the list, is the current one
+// until an operator switches.
 type Issuer struct {
-	Name        string   `yaml:"name"`
-	CA          KeyCert  `yaml:"ca"`
-	Chain       []string `yaml:"chain"` // certificates above the CA, root last
-	RASign      KeyCert  `yaml:"ra_sign"`
-	RADecrypt   KeyCert  `yaml:"ra_decrypt"`
-	MaxValidity string   `yaml:"max_validity"` // the key's own limit, whatever a profile says; default 3660d
-	CRL         CRL      `yaml:"crl"`
-	OCSP        OCSP     `yaml:"ocsp"` // none: the issuer's certificates have CRLs alone
+	Name        string           `yaml:"name"`
+	Certified   `yaml:",inline"` // the first generation, in place of an element of the list
+	Generation  string           `yaml:"generation"`   // what that is called; default first
+	Generations []Generation     `yaml:"generations"`  // the others, or all
+	MaxValidity string           `yaml:"max_validity"` // the key's own limit, whatever a profile says; default 3660d
+	CRL         CRL              `yaml:"crl"`
 }
 
-// CRL says when an issuer's list of revoked certificates is signed, beside at each
+// CRL says when a CA's list of revoked certificates is signed, beside at each
 // revocation, and how long it is good.
 type CRL struct {
 	Every    string `yaml:"every"`    // default 1h
 	Validity string `yaml:"validity"` // default 7d
 }
 
-// OCSP is the key that answers for an issuer's certificates, and its certificate.
+// OCSP is the key that answers for a CA's certificates, and its certificate.
 type OCSP struct {
 	Key         string `yaml:"key"`
 	Certificate string `yaml:"certificate"`
 	Validity    string `yaml:"validity"` // of an answer; default 1d
 }
 
+// Generation is one CA of an issuer.
+type Generation struct {
+	Name      string `yaml:"name"`
+	Certified `yaml:",inline"`
+}
+
+// Certified is a CA with its certificates and those of its RA.
+type Certified struct {
+	CA        KeyCert  `yaml:"ca"`
+	Chain     []string `yaml:"chain"` // certificates above the CA, root last
+	RASign    KeyCert  `yaml:"ra_sign"`
+	RADecrypt KeyCert  `yaml:"ra_decrypt"`
+	OCSP      OCSP     `yaml:"ocsp"` // none: the CA's certificates have CRLs alone
+}
+
 // SingleRA reports whether one key, of purpose ra, both signs answers and opens envelopes.
-func (i Issuer) SingleRA() bool { return i.RASign.Key != "" && i.RASign.Key == i.RADecrypt.Key }
+func (c Certified) SingleRA() bool { return c.RASign.Key != "" && c.RASign.Key == c.RADecrypt.Key }
 
 // Audit configures the log.
 type Audit struct {

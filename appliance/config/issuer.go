@@ -5,10 +5,23 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
+	"reflect"
+	"regexp"
+	"slices"
 	"time"
 )
 
-// issuer reads an issuer's certificates and checks that they belong together.
+// maxGenerations bounds the generations of an issuer: each is looked at for every
+// request.
+const maxGenerations = 8
+
+// firstGeneration is what the generation in the issuer itself is called by default.
+const firstGeneration = "first"
+
+var generationForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+// issuer reads an issuer's generations, and checks that each fits together and that
+// they can be told apart.
 func (l *loader) issuer(n int) {
 	in, at := l.c.File.Issuers[n], fmt.Sprintf("issuers[%d]", n)
 	l.need(at+".name", in.Name)
@@ -17,6 +30,61 @@ func (l *loader) issuer(n int) {
 			l.fault(at+".name", "is given twice", "")
 		}
 	}
+	validity := l.duration(at+".max_validity", in.MaxValidity, 3660*24*time.Hour, time.Hour, 3660*24*time.Hour)
+	first := len(l.c.Issuers)
+	inline := !reflect.ValueOf(in.Certified).IsZero()
+	if inline || len(in.Generations) == 0 {
+		name := in.Generation
+		if name == "" {
+			name = firstGeneration
+		}
+		l.ca(at, in, in.Certified, LoadedIssuer{Name: in.Name, Of: in.Name, Generation: name, MaxValidity: validity})
+	} else if in.Generation != "" {
+		l.fault(at+".generation", "names the generation in the issuer itself, and there is none", "")
+	}
+	for i, g := range in.Generations {
+		path := fmt.Sprintf("%s.generations[%d]", at, i)
+		l.need(path+".name", g.Name)
+		l.ca(path, in, g.Certified, LoadedIssuer{Name: in.Name + "." + g.Name, Of: in.Name, Generation: g.Name, MaxValidity: validity})
+	}
+	all := l.c.Issuers[first:]
+	for _, c := range all {
+		if slices.ContainsFunc(l.c.Issuers[:first], func(other LoadedIssuer) bool { return c.Name == other.Name }) {
+			l.fault(at+".generations", fmt.Sprintf("the CA's name would be %q, which another issuer has", c.Name), "")
+		}
+	}
+	if len(all) > maxGenerations {
+		l.fault(at+".generations", fmt.Sprintf("are more than %d: take out those whose last certificate has ended", maxGenerations), "")
+	}
+	l.apart(at, all)
+}
+
+// apart checks that a name, a recipient and a certificate's issuer each say which
+// generation is meant.
+func (l *loader) apart(at string, all []LoadedIssuer) {
+	for i, g := range all {
+		if !generationForm.MatchString(g.Generation) {
+			l.fault(at+".generations", fmt.Sprintf("%q is no name of a generation: lower-case letters, digits, dots, dashes and _", g.Generation), "")
+		}
+		for _, other := range all[:i] {
+			if o := g.Keys.OCSP.Key; o != "" && o == other.Keys.OCSP.Key {
+				l.fault(at+".generations", fmt.Sprintf("%s and %s have one OCSP key: a CA has a key of its own", other.Generation, g.Generation), "")
+			}
+			if g.Generation == other.Generation {
+				l.fault(at+".generations", fmt.Sprintf("%q is given twice", g.Generation), "")
+			}
+			if g.Keys.CA.Key != "" && g.Keys.CA.Key == other.Keys.CA.Key {
+				l.fault(at+".generations", fmt.Sprintf("%s and %s have one CA key: a next CA has a key of its own", other.Generation, g.Generation), "")
+			}
+			if g.Keys.RADecrypt.Key != "" && g.Keys.RADecrypt.Key == other.Keys.RADecrypt.Key {
+				l.fault(at+".generations", fmt.Sprintf("%s and %s have one RA key: a request would be for both", other.Generation, g.Generation), "")
+			}
+		}
+	}
+}
+
+// ca reads one CA and checks that its certificates belong together.
+func (l *loader) ca(at string, of Issuer, in Certified, out LoadedIssuer) {
 	l.use(at+".ca.key", in.CA.Key, "ca")
 	sign, decrypt := "ra-sign", "ra-decrypt"
 	if in.SingleRA() {
@@ -24,13 +92,10 @@ func (l *loader) issuer(n int) {
 	}
 	l.use(at+".ra_sign.key", in.RASign.Key, sign)
 	l.use(at+".ra_decrypt.key", in.RADecrypt.Key, decrypt)
-	out := LoadedIssuer{
-		Issuer:      in,
-		CA:          l.certificate(at+".ca.certificate", in.CA.Certificate),
-		RASign:      l.certificate(at+".ra_sign.certificate", in.RASign.Certificate),
-		RADecrypt:   l.certificate(at+".ra_decrypt.certificate", in.RADecrypt.Certificate),
-		MaxValidity: l.duration(at+".max_validity", in.MaxValidity, 3660*24*time.Hour, time.Hour, 3660*24*time.Hour),
-	}
+	out.Keys = in
+	out.CA = l.certificate(at+".ca.certificate", in.CA.Certificate)
+	out.RASign = l.certificate(at+".ra_sign.certificate", in.RASign.Certificate)
+	out.RADecrypt = l.certificate(at+".ra_decrypt.certificate", in.RADecrypt.Certificate)
 	for i, file := range in.Chain {
 		if c := l.certificate(fmt.Sprintf("%s.chain[%d]", at, i), file); c != nil {
 			out.Chain = append(out.Chain, c)
@@ -39,7 +104,7 @@ func (l *loader) issuer(n int) {
 	if out.CA != nil && out.RASign != nil && out.RADecrypt != nil {
 		l.generation(at, out)
 	}
-	out.Status = l.status(at, out)
+	out.Status = l.status(at, out, of.CRL)
 	l.c.Issuers = append(l.c.Issuers, out)
 }
 

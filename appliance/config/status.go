@@ -8,7 +8,7 @@ import (
 	"github.com/postern-pki/postern/hsm/issuer"
 )
 
-// LoadedStatus is what the world is told of an issuer's certificates.
+// LoadedStatus is what the world is told of a CA's certificates.
 type LoadedStatus struct {
 	Every    time.Duration // from one CRL to the next
 	Validity time.Duration // of a CRL
@@ -20,17 +20,17 @@ type LoadedStatus struct {
 var issuerForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // status checks what is said of CRLs and OCSP.
-func (l *loader) status(at string, i LoadedIssuer) (out LoadedStatus) {
+func (l *loader) status(at string, i LoadedIssuer, crl CRL) (out LoadedStatus) {
 	const day = 24 * time.Hour
 	if i.Name != "" && !issuerForm.MatchString(i.Name) {
 		l.fault(at+".name", "has at most 64 letters, digits, dots, - and _: it stands in the URLs of CRLs", "")
 	}
-	out.Every = l.duration(at+".crl.every", i.Issuer.CRL.Every, time.Hour, time.Minute, 30*day)
-	out.Validity = l.duration(at+".crl.validity", i.Issuer.CRL.Validity, 7*day, time.Hour, 90*day)
+	out.Every = l.duration(at+".crl.every", crl.Every, time.Hour, time.Minute, 30*day)
+	out.Validity = l.duration(at+".crl.validity", crl.Validity, 7*day, time.Hour, 90*day)
 	if out.Every > out.Validity/2 {
 		l.fault(at+".crl.every", "is more than half of crl.validity: a list that is missed once would leave devices without", "")
 	}
-	o := i.Issuer.OCSP
+	o := i.Keys.OCSP
 	out.Answers = l.duration(at+".ocsp.validity", o.Validity, day, 10*time.Minute, 30*day)
 	if o == (OCSP{}) {
 		return out

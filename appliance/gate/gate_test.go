@@ -39,12 +39,12 @@ func (n nobody) Malformed(context.Context, string) error { return status.ErrUnkn
 
 func (n nobody) Reject(context.Context, protocol.Rejected) (string, error) { return "id", nil }
 
-func (n nobody) Decrypter(context.Context, string) (crypto.Decrypter, error) {
+func (n nobody) Decrypter(context.Context, string, []byte) (crypto.Decrypter, error) {
 	n.t.Error("a key was asked for")
 	return nil, protocol.ErrUnknownProfile
 }
 
-func (n nobody) Signer(context.Context, string) (crypto.Signer, error) {
+func (n nobody) Signer(context.Context, string, []byte) (crypto.Signer, error) {
 	n.t.Error("a key was asked for")
 	return nil, protocol.ErrUnknownProfile
 }

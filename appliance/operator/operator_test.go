@@ -33,6 +33,7 @@ import (
 	"github.com/postern-pki/postern/hsm/issuer"
 	"github.com/postern-pki/postern/policy"
 	"github.com/postern-pki/postern/policy/challenge"
+	"github.com/postern-pki/postern/protocol"
 )
 
 const profile = `profiles:
@@ -75,13 +76,14 @@ type world struct {
 	options operator.Options
 	dir     string
 	log     *audit.Log
+	ra      []byte // the RA-decrypt certificate
 }
 
 // newWorld serves the API to whom the header X-Who names: alice is an
 // administrator, everybody else has the one role that they are called by.
 func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 	t.Helper()
-	w := &world{dir: filepath.Join(t.TempDir(), "audit")}
+	w := &world{dir: filepath.Join(t.TempDir(), "audit"), ra: raCertificate(t)}
 	index := must[*sqlite.Store](t)(sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "index.db")))
 	t.Cleanup(func() { _ = index.Close() })
 	w.log = must[*audit.Log](t)(audit.Open(t.Context(), audit.Options{
@@ -101,7 +103,7 @@ func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 	w.Pipeline = must[*authority.Pipeline](t)(authority.New(authority.Options{
 		Log: w.log, Index: index, Policies: must[*policy.Set](t)(policy.Load(policy.Source{Name: "p.yaml", Data: []byte(profile)})),
 		Tagger:  must[*challenge.Tagger](t)(challenge.NewTagger(bytes.Repeat([]byte{7}, 32))),
-		Issuers: map[string]authority.Issuer{"corp": {Issuer: is}}, Now: time.Now, Zap: zap.NewNop(),
+		Issuers: map[string][]authority.CA{"corp": {{Issuer: is, Generation: protocol.Generation{Name: "first", RASign: w.ra, RADecrypt: w.ra, CA: der}}}}, Now: time.Now, Zap: zap.NewNop(),
 	}))
 	rules := acts.Rules{People: []acts.Person{{Name: "alice", ID: "alice", Roles: []acts.Role{acts.Administrator}}}}
 	for _, role := range acts.Roles() {

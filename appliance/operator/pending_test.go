@@ -48,6 +48,14 @@ var deviceKey = sync.OnceValue(func() *rsa.PrivateKey {
 	return key
 })
 
+// raCertificate is an RA-decrypt certificate of the device's key: nobody here looks
+// at who issued it.
+func raCertificate(t *testing.T) []byte {
+	t.Helper()
+	ra := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "RA"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
+	return must[[]byte](t)(x509.CreateCertificate(rand.Reader, ra, ra, deviceKey().Public(), deviceKey()))
+}
+
 // asks has a device ask for a name, and returns the id under which that waits.
 func (w *world) asks(t *testing.T, cn string) string {
 	t.Helper()
@@ -56,7 +64,7 @@ func (w *world) asks(t *testing.T, cn string) string {
 	self := must[[]byte](t)(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))
 	csr := must[[]byte](t)(client.NewCSR(key, client.CSR{Subject: pkix.Name{CommonName: cn}, DNSNames: []string{cn}}))
 	der := must[[]byte](t)(client.BuildRequest(client.Message{
-		Type: scep.PKCSReq, TransactionID: "tx " + cn, SenderNonce: make([]byte, 16), Signer: self, SignerKey: key, Recipient: self, CSR: csr,
+		Type: scep.PKCSReq, TransactionID: "tx " + cn, SenderNonce: make([]byte, 16), Signer: self, SignerKey: key, Recipient: w.ra, CSR: csr,
 		Cipher: cms.AES128CBC, Digest: crypto.SHA256,
 	}))
 	signed := must[*cms.Signed](t)(cms.ParseSigned(must[[]byte](t)(cms.DER(der, cms.DefaultLimits()))))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/postern-pki/postern/appliance/link"
@@ -32,11 +33,13 @@ const (
 	maxList  = 64
 	maxCerts = 16
 	maxCRL   = issuer.MaxCRL + 4<<10
+	// maxGenerations bounds the generations of an issuer; the configuration has fewer.
+	maxGenerations = 16
 )
 
 // Authority is a gate's view of the authority's process. It implements
-// [protocol.Authority]. What a profile offers does not change while the authority
-// runs, and is asked for once for each connection.
+// [protocol.Authority]. What a profile offers changes with an operator's act alone, and
+// is asked for once a second at most: so much later a gate knows of it.
 type Authority struct {
 	c        *link.Client
 	services *cache[string, protocol.Service]
@@ -72,6 +75,9 @@ func (a *Authority) Service(ctx context.Context, profile string) (protocol.Servi
 	s := decodeService(d)
 	if err := d.Err(); err != nil {
 		return protocol.Service{}, err
+	}
+	if len(s.Generations) == 0 {
+		return protocol.Service{}, fmt.Errorf("%w: a profile without a CA", ErrMessage)
 	}
 	a.services.put(profile, s)
 	return s, nil
@@ -272,7 +278,7 @@ func decodeOutcome(d *link.Decoder) protocol.Outcome {
 }
 
 func encodeRejected(e *link.Encoder, r protocol.Rejected) {
-	for _, s := range [...]string{r.Protocol, r.Profile, r.Source, r.Operation, r.Why, r.Transaction, r.MessageType, r.MessageDigest} {
+	for _, s := range [...]string{r.Protocol, r.Profile, r.Source, r.Operation, r.Why, r.Transaction, r.MessageType, r.MessageDigest, r.NextCA} {
 		e.String(s[:min(len(s), maxPart)]) // the authority cuts it shorter
 	}
 	e.Uint(uint64(r.Kind))
@@ -282,7 +288,7 @@ func encodeRejected(e *link.Encoder, r protocol.Rejected) {
 }
 
 func decodeRejected(d *link.Decoder) (r protocol.Rejected) {
-	for _, s := range [...]*string{&r.Protocol, &r.Profile, &r.Source, &r.Operation, &r.Why, &r.Transaction, &r.MessageType, &r.MessageDigest} {
+	for _, s := range [...]*string{&r.Protocol, &r.Profile, &r.Source, &r.Operation, &r.Why, &r.Transaction, &r.MessageType, &r.MessageDigest, &r.NextCA} {
 		*s = d.String(maxPart)
 	}
 	r.Kind, r.Bytes, r.Served = protocol.Kind(d.Small()), d.Int(), d.Bool()
@@ -293,30 +299,39 @@ func decodeRejected(d *link.Decoder) (r protocol.Rejected) {
 func encodeService(e *link.Encoder, s protocol.Service) {
 	e.String(s.Profile)
 	e.Strings(s.Capabilities)
-	e.Bytes(s.RASign)
-	e.Bytes(s.RADecrypt)
-	e.Bytes(s.CA)
-	e.List(s.Chain)
+	e.Uint(uint64(len(s.Generations)))
+	for _, g := range s.Generations {
+		e.String(g.Name)
+		e.Bytes(g.RASign)
+		e.Bytes(g.RADecrypt)
+		e.Bytes(g.CA)
+		e.List(g.Chain)
+	}
+	e.String(s.Next)
 	e.Uint(uint64(len(s.Digests)))
 	for _, h := range s.Digests {
 		e.Uint(uint64(h))
 	}
 	e.Strings(s.Ciphers)
-	e.Bool(s.LegacySHA1)
-	e.Bool(s.LegacyDES3)
-	e.Bool(s.AnySignerKey)
-	e.Bool(s.PasswordRecipient)
+	for _, b := range [...]bool{s.LegacySHA1, s.LegacyDES3, s.AnySignerKey, s.PasswordRecipient, s.CAFirst, s.NoRoot, s.ReplyChain, s.NoFailInfoText} {
+		e.Bool(b)
+	}
 }
 
 func decodeService(d *link.Decoder) protocol.Service {
-	s := protocol.Service{
-		Profile: d.String(maxName), Capabilities: d.Strings(maxList, maxName),
-		RASign: d.Bytes(maxPart), RADecrypt: d.Bytes(maxPart), CA: d.Bytes(maxPart), Chain: d.List(maxCerts, maxPart),
+	s := protocol.Service{Profile: d.String(maxName), Capabilities: d.Strings(maxList, maxName)}
+	for range d.Count(maxGenerations) {
+		s.Generations = append(s.Generations, protocol.Generation{
+			Name: d.String(maxName), RASign: d.Bytes(maxPart), RADecrypt: d.Bytes(maxPart), CA: d.Bytes(maxPart), Chain: d.List(maxCerts, maxPart),
+		})
 	}
+	s.Next = d.String(maxName)
 	for range d.Count(maxList) {
 		s.Digests = append(s.Digests, decodeHash(d))
 	}
-	s.Ciphers, s.LegacySHA1, s.LegacyDES3 = d.Strings(maxList, maxName), d.Bool(), d.Bool()
-	s.AnySignerKey, s.PasswordRecipient = d.Bool(), d.Bool()
+	s.Ciphers = d.Strings(maxList, maxName)
+	for _, b := range [...]*bool{&s.LegacySHA1, &s.LegacyDES3, &s.AnySignerKey, &s.PasswordRecipient, &s.CAFirst, &s.NoRoot, &s.ReplyChain, &s.NoFailInfoText} {
+		*b = d.Bool()
+	}
 	return s
 }

@@ -66,15 +66,18 @@ func FuzzRejected(f *testing.F) {
 	roundTrip(f, encodeRejected, decodeRejected,
 		protocol.Rejected{},
 		protocol.Rejected{Protocol: "scep", Profile: "wifi", Source: "192.0.2.7:1", Operation: "GetCACaps", Kind: protocol.NotFound, Why: "w", Transaction: "t",
-			MessageType: "19", MessageDigest: strings.Repeat("0", 64), Bytes: 1 << 40, Served: true, Client: protocol.Client{Agent: strings.Repeat("x", protocol.MaxAgent), Traits: protocol.TraitSHA1}},
+			MessageType: "19", MessageDigest: strings.Repeat("0", 64), Bytes: 1 << 40, Served: true, NextCA: "2027",
+			Client: protocol.Client{Agent: strings.Repeat("x", protocol.MaxAgent), Traits: protocol.TraitSHA1}},
 		protocol.Rejected{Operation: strings.Repeat("x", maxPart), Bytes: -1})
 }
 
 func FuzzService(f *testing.F) {
 	roundTrip(f, encodeService, decodeService,
 		protocol.Service{},
-		protocol.Service{Profile: "wifi", Capabilities: []string{"AES", ""}, RASign: []byte{1}, RADecrypt: []byte{2}, CA: []byte{3}, Chain: [][]byte{{4}, {5}},
-			Digests: []crypto.Hash{crypto.SHA256, crypto.SHA1}, Ciphers: []string{"AES-128-CBC"}, LegacySHA1: true, LegacyDES3: true, AnySignerKey: true, PasswordRecipient: true})
+		protocol.Service{Profile: "wifi", Capabilities: []string{"AES", ""}, Generations: []protocol.Generation{
+			{Name: "first", RASign: []byte{1}, RADecrypt: []byte{2}, CA: []byte{3}, Chain: [][]byte{{4}, {5}}}, {Name: "2027", CA: []byte{6}}}, Next: "2027",
+			Digests: []crypto.Hash{crypto.SHA256, crypto.SHA1}, Ciphers: []string{"AES-128-CBC"}, LegacySHA1: true, LegacyDES3: true, AnySignerKey: true, PasswordRecipient: true},
+		protocol.Service{CAFirst: true, NoRoot: true, ReplyChain: true, NoFailInfoText: true})
 }
 
 func FuzzFacts(f *testing.F) {
@@ -178,6 +181,9 @@ func TestBoundsOfMessages(t *testing.T) {
 	e := new(link.Encoder)
 	encodeOutcome(e, protocol.Outcome{Certificates: make([][]byte, maxCerts+1)})
 	bad("many certificates", e, func(d *link.Decoder) { decodeOutcome(d) })
+	e = new(link.Encoder)
+	encodeService(e, protocol.Service{Generations: make([]protocol.Generation, maxGenerations+1)})
+	bad("many generations", e, func(d *link.Decoder) { decodeService(d) })
 	e = new(link.Encoder)
 	encodeFacts(e, HolderFacts{Keys: make([]KeyFact, maxList+1)})
 	bad("many keys", e, func(d *link.Decoder) { decodeFacts(d) })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/postern-pki/postern/appliance/link"
 	"github.com/postern-pki/postern/hsm/issuer"
@@ -69,30 +70,43 @@ func fromFault(err error) error {
 	return err
 }
 
-// cache keeps answers that do not change while a link is up.
+// cache keeps answers while a link is up, each for a time: long enough that a busy
+// gate seldom asks, short enough that nobody notices.
 type cache[K comparable, V any] struct {
 	mu sync.RWMutex
-	m  map[K]V
+	m  map[K]cached[V]
 }
 
-// maxCached bounds a cache: a stranger chooses the names of profiles, but only
-// those that are there get an answer to keep.
-const maxCached = 1024
+type cached[V any] struct {
+	v     V
+	until time.Time
+}
+
+// Bounds of a cache. A stranger chooses the names of profiles, but only those that
+// are there get an answer to keep.
+const (
+	maxCached = 1024
+	cachedFor = time.Second
+)
 
 func (c *cache[K, V]) get(k K) (V, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	v, ok := c.m[k]
-	return v, ok
+	e, ok := c.m[k]
+	if !ok || time.Now().After(e.until) {
+		var none V
+		return none, false
+	}
+	return e.v, true
 }
 
 func (c *cache[K, V]) put(k K, v V) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.m == nil || len(c.m) >= maxCached {
-		c.m = make(map[K]V)
+		c.m = make(map[K]cached[V])
 	}
-	c.m[k] = v
+	c.m[k] = cached[V]{v, time.Now().Add(cachedFor)}
 }
 
 func (c *cache[K, V]) clear() {

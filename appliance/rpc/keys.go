@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rsa"
@@ -167,38 +168,53 @@ func answer(out *link.Encoder) func([]byte, error) error {
 	}
 }
 
-// A RAKey is one of the two RA keys of an issuer.
+// A RAKey is the key of an RA certificate.
 type RAKey struct {
-	ID     KeyID
-	Public crypto.PublicKey
+	Certificate []byte // DER
+	ID          KeyID
+	Public      crypto.PublicKey
 }
 
 // ProfileKeys gives the protocols the RA keys of a profile's issuer. It implements
-// [protocol.Keys].
+// [protocol.Keys]. What each key may do is the keyholder's to say.
 type ProfileKeys struct {
 	Keys GateKeys
-	// Of names the two keys of a profile; false: there is no such profile.
-	Of func(profile string) (sign, decrypt RAKey, ok bool)
+	// Of names the RA keys of all generations of a profile's issuer; false: there is
+	// no such profile.
+	Of func(profile string) ([]RAKey, bool)
 }
 
 var _ protocol.Keys = ProfileKeys{}
 
 // Decrypter implements [protocol.Keys].
-func (p ProfileKeys) Decrypter(ctx context.Context, profile string) (crypto.Decrypter, error) {
-	_, key, ok := p.Of(profile)
-	if !ok {
-		return nil, protocol.ErrUnknownProfile
+func (p ProfileKeys) Decrypter(ctx context.Context, profile string, ra []byte) (crypto.Decrypter, error) {
+	key, err := p.find(profile, ra)
+	if err != nil {
+		return nil, err
 	}
 	return raDecrypter{p.Keys, ctx, key}, nil
 }
 
 // Signer implements [protocol.Keys].
-func (p ProfileKeys) Signer(ctx context.Context, profile string) (crypto.Signer, error) {
-	key, _, ok := p.Of(profile)
-	if !ok {
-		return nil, protocol.ErrUnknownProfile
+func (p ProfileKeys) Signer(ctx context.Context, profile string, ra []byte) (crypto.Signer, error) {
+	key, err := p.find(profile, ra)
+	if err != nil {
+		return nil, err
 	}
 	return raSigner{p.Keys, ctx, key}, nil
+}
+
+func (p ProfileKeys) find(profile string, ra []byte) (RAKey, error) {
+	all, ok := p.Of(profile)
+	if !ok {
+		return RAKey{}, protocol.ErrUnknownProfile
+	}
+	for _, k := range all { // a handful
+		if bytes.Equal(k.Certificate, ra) {
+			return k, nil
+		}
+	}
+	return RAKey{}, protocol.ErrUnknownRA
 }
 
 // sessionKeyOptions says how long the key in an envelope is. The standard library

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/postern-pki/postern/audit"
@@ -17,6 +18,8 @@ const (
 	EventChallenge  = "challenge"
 	EventRevocation = "revocation"
 	EventCRL        = "crl"
+	EventCA         = "ca"
+	EventMessage    = "message"
 
 	OutIntent   = "intent"
 	OutIssued   = "issued"
@@ -27,11 +30,13 @@ const (
 	OutCreated  = "created"
 	OutRevoked  = "revoked"
 	OutDue      = "due"
+	OutSwitched = "switched"
+	OutServed   = "served"
 )
 
 // A Change is one effect of a line on the index: [ChallengeCreated],
 // [ChallengeRevoked], [ChallengeRefused], [PendingAdded], [PendingDenied], [Intent],
-// [Result], [RevocationDue], [CRLIntent] or [CRLIssued].
+// [Result], [RevocationDue], [CRLIntent], [CRLIssued], [CASwitched] or [NextCAFetched].
 type Change interface{ change() }
 
 type (
@@ -67,6 +72,19 @@ type (
 		Seq    uint64 // of the intent
 		SHA256 string
 	}
+	// CASwitched makes a generation of an issuer the one that devices are given.
+	CASwitched struct {
+		Issuer string
+		CurrentCA
+	}
+	// NextCAFetched counts an answer to GetNextCACert. Who asked is known by the
+	// address alone.
+	NextCAFetched struct {
+		Profile    string
+		Generation string
+		Source     string // the address, without the port
+		At         time.Time
+	}
 )
 
 func (ChallengeCreated) change() {}
@@ -77,6 +95,8 @@ func (Result) change()           {}
 func (RevocationDue) change()    {}
 func (CRLIntent) change()        {}
 func (CRLIssued) change()        {}
+func (CASwitched) change()       {}
+func (NextCAFetched) change()    {}
 
 // Changes reads a line's effects on the index; most lines have none. It is the
 // only reader of these fields, as the functions beside it are the only writers.
@@ -104,6 +124,12 @@ func Changes(l audit.Line) ([]Change, error) {
 		c, err = pendingOf(l)
 	case EventEnroll + "/" + OutDenied:
 		c, err = denialOf(l)
+	case EventCA + "/" + OutSwitched:
+		c, err = switchedOf(r)
+	case EventMessage + "/" + OutServed:
+		if next := r.Object.String("next_ca"); next != "" {
+			c = NextCAFetched{Profile: r.Object.String("profile"), Generation: next, Source: hostOf(r.Actor.Source), At: r.Time.UTC().Truncate(time.Second)}
+		}
 	case EventEnroll + "/" + OutRefused:
 		if id := r.Object.String("challenge_refused"); id != "" {
 			c = ChallengeRefused{ID: id}
@@ -179,7 +205,26 @@ func intentOf(l audit.Line) (Change, error) {
 		Lineage: in.Lineage, Generation: o.Int("generation"), LineageFrom: unix(o.Int("lineage_from")),
 		Predecessor: o.String("predecessor"), Challenge: in.Challenge,
 		Transaction: o.String("transaction"), Signer: o.String("signer"), CSR: o.String("csr"), State: Intended,
+		Source: sourceOf(l.Record),
 	}}, nil
+}
+
+// sourceOf is the address of the device that asked: where an operator approved, the
+// line has it beside.
+func sourceOf(r audit.Record) string {
+	if r.Actor.Kind == "device" {
+		return hostOf(r.Actor.Source)
+	}
+	return hostOf(r.Object.String("source"))
+}
+
+// hostOf is the address of a peer without its port.
+func hostOf(source string) string {
+	host, _, err := net.SplitHostPort(source)
+	if err != nil {
+		return source
+	}
+	return host
 }
 
 // ResultObject is the object of the line that closes an intent. The certificate
@@ -209,3 +254,18 @@ func resultOf(l audit.Line) (Change, error) {
 }
 
 func unix(s int64) time.Time { return time.Unix(s, 0).UTC() }
+
+// SwitchedObject is the object of the line that makes a generation the current one
+// in the place of another.
+func SwitchedObject(issuer, from, to string) audit.Object {
+	return audit.Object{"issuer": issuer, "from": from, "to": to}
+}
+
+func switchedOf(r audit.Record) (Change, error) {
+	o := r.Object
+	c := CASwitched{Issuer: o.String("issuer"), CurrentCA: CurrentCA{Generation: o.String("to"), Before: o.String("from"), Since: r.Time.UTC().Truncate(time.Second)}}
+	if c.Issuer == "" || c.Generation == "" {
+		return nil, fmt.Errorf("a switch that names no issuer or no generation")
+	}
+	return c, nil
+}

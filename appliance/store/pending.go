@@ -36,6 +36,7 @@ type Pending struct {
 	Digest      string // hex SHA-256 of the line with its LF: what an operator approves
 	Request     string // request id, and the lineage of a new enrollment
 	Profile     string
+	Issuer      string // the CA's own name, as in [Issuance]: of the generation that the request is for
 	Kind        string // see policy.Facts
 	Subject     string // RFC 4514
 	Names       string // digest of all names, see policy.Names
@@ -89,7 +90,7 @@ func (PendingDenied) change() {}
 // add what else is to be known under keys of their own.
 func PendingObject(p Pending) audit.Object {
 	return audit.Object{
-		"profile": p.Profile, "kind": p.Kind, "subject": p.Subject, "names": p.Names, "spki": p.SPKI,
+		"profile": p.Profile, "issuer": p.Issuer, "kind": p.Kind, "subject": p.Subject, "names": p.Names, "spki": p.SPKI,
 		"transaction": p.Transaction, "signer": p.Signer, "csr": p.CSR, "challenge": p.Challenge, "predecessor": p.Predecessor,
 		"policy": p.Policy, "created": p.Created.Unix(), "expires": p.Expires.Unix(), "facts": audit.Object(p.Facts.Object()),
 	}
@@ -103,7 +104,7 @@ func pendingOf(l audit.Line) (Change, error) {
 	}
 	return PendingAdded{Pending{
 		Seq: l.Record.Seq, Digest: hex.EncodeToString(hash[:]), Request: l.Record.Request,
-		Profile: o.String("profile"), Kind: o.String("kind"), Subject: o.String("subject"), Names: o.String("names"), SPKI: o.String("spki"),
+		Profile: o.String("profile"), Issuer: o.String("issuer"), Kind: o.String("kind"), Subject: o.String("subject"), Names: o.String("names"), SPKI: o.String("spki"),
 		Transaction: o.String("transaction"), Signer: o.String("signer"), CSR: o.String("csr"),
 		Challenge: o.String("challenge"), Predecessor: o.String("predecessor"), Source: l.Record.Actor.Source, Policy: o.String("policy"),
 		Created: unix(o.Int("created")), Expires: unix(o.Int("expires")), Facts: facts, State: Waiting,

@@ -49,7 +49,7 @@ type Issuance struct {
 	IntentSeq   uint64
 	Serial      string // lowercase hex
 	Profile     string
-	Issuer      string
+	Issuer      string // the CA's own name: of one generation of the profile's issuer
 	Request     string // request id
 	Subject     string // RFC 4514
 	Names       string // digest of all names, see policy.Names
@@ -64,6 +64,7 @@ type Issuance struct {
 	Transaction string // transactionID as received
 	Signer      string // "cert:" or "key:" and hex SHA-256: who signed the request
 	CSR         string // hex SHA-256 of the CSR
+	Source      string // the address that asked, without its port
 
 	State         State
 	ResultSeq     uint64 // 0 while intended
@@ -97,8 +98,10 @@ type CertificateFilter struct {
 	Profile string
 	Subject string // a part of the RFC 4514 text, "" for all
 	State   State
-	Before  uint64 // intent seq to continue before; 0: from the newest
-	Limit   int    // at most 1,000; 0 means 100
+	Issuers []string  // of one of these CAs; none: of any
+	Living  time.Time // that count as in use then, see [CACount]; zero: all
+	Before  uint64    // intent seq to continue before; 0: from the newest
+	Limit   int       // at most 1,000; 0 means 100
 }
 
 // ChallengeFilter selects challenges, newest first.
@@ -121,4 +124,30 @@ type Use struct {
 type Used struct {
 	Active     int64 // certificates of the names in the profile
 	KeyByOther bool  // the key is certified for other names
+}
+
+// A CurrentCA is the generation of an issuer that an operator switched to.
+type CurrentCA struct {
+	Generation string
+	Before     string // the one in whose place
+	Since      time.Time
+}
+
+// A Fetch says that somebody at an address was given the certificates of a
+// generation as those of the next CA.
+type Fetch struct {
+	Profile    string
+	Generation string
+	Source     string
+	First      time.Time
+	Last       time.Time
+	Count      int64
+}
+
+// A CACount is how many certificates of a CA live: issued, not expired, not due to
+// be revoked, not renewed.
+type CACount struct {
+	Issuer  string // as [Issuance] has it
+	Profile string
+	Live    int64
 }

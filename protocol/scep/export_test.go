@@ -13,7 +13,7 @@ var DecodeMessage = decodeMessage
 // parser panic. It reports whether the message is refused, and why.
 func CheckContent(e *cms.Envelope, log *zap.Logger) (refused bool, why string) {
 	x := &exchange{handler: &handler{log: log}}
-	no := x.checkContent(e, nil, nil, nil)
+	no := x.checkContent(e, nil, nil, false)
 	if no == nil {
 		return false, ""
 	}

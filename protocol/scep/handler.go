@@ -30,11 +30,12 @@ const (
 const whyFault = "fault of the appliance"
 
 // Media types, without parameters, as clients compare them whole (RFC 8894,
-// sections 3.5.2, 4.2.1.2 and 4.3.1).
+// sections 3.5.2, 4.2.1.2, 4.3.1 and 4.7.1).
 const (
 	typeText    = "text/plain"
 	typeCerts   = "application/x-x509-ca-ra-cert"
 	typeMessage = "application/x-pki-message"
+	typeNextCA  = "application/x-x509-next-ca-cert"
 )
 
 // Options are what [NewHandler] needs.
@@ -62,13 +63,14 @@ type handler struct {
 	sleep     func(ctx context.Context, d time.Duration)
 	own       certificates
 	broken    budget
+	nextCAs   nextCAs
 }
 
 // NewHandler serves SCEP for all profiles of the authority, each under
 // /scep/<profile>, and the default profile on the paths of [Serves] too. It wants
 // whole paths: nothing before it may strip a prefix.
 func NewHandler(o Options) http.Handler {
-	h := &handler{authority: o.Authority, keys: o.Keys, fallback: o.DefaultProfile, now: o.Now, log: o.Log, sleep: o.Sleep}
+	h := &handler{authority: o.Authority, keys: o.Keys, fallback: o.DefaultProfile, now: o.Now, log: o.Log, sleep: o.Sleep, nextCAs: newNextCAs()}
 	if h.now == nil {
 		h.now = time.Now
 	}
@@ -212,11 +214,14 @@ func route(u *url.URL) (profile string, ok bool) {
 type exchange struct {
 	*handler
 	service protocol.Service
-	record  protocol.Rejected // what the log gets if the message does not become a request
-	done    bool              // that it is recorded, here or by the authority
-	arrived time.Time
-	message Message
-	digest  crypto.Hash // of the message; 0 if it is not one of ours
+	// generation is the one that the message is encrypted to, as far as that is known;
+	// nil: not yet.
+	generation *protocol.Generation
+	record     protocol.Rejected // what the log gets if the message does not become a request
+	done       bool              // that it is recorded, here or by the authority
+	arrived    time.Time
+	message    Message
+	digest     crypto.Hash // of the message; 0 if it is not one of ours
 
 	challenge *pkcs10.Password // of the CSR; nil if there is none, or if nobody looked
 }

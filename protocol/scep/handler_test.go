@@ -112,7 +112,8 @@ func TestCACert(t *testing.T) {
 			}
 		}
 	}
-	w.service.RADecrypt, w.service.Chain = w.service.RASign, nil
+	g := w.service.Current()
+	g.RADecrypt, g.Chain = g.RASign, nil
 	r := w.do(t, "GET", "/scep/wifi?operation=GetCACert", nil)
 	if certs := must(cms.ParseCertsOnly(must(cms.DER(r.body, cms.DefaultLimits()))(t)))(t); len(certs) != 2 {
 		t.Errorf("one RA certificate: %d certificates", len(certs))

@@ -80,6 +80,7 @@ func certify(t testing.TB, name string, key crypto.Signer, issuer *holder) holde
 type world struct {
 	*httptest.Server
 	device, other, raSign, raDecrypt, ca holder
+	more                                 []holder // RA of other generations
 	service                              protocol.Service
 	fallback                             string
 
@@ -105,8 +106,8 @@ func newWorld(t testing.TB) *world {
 	w.raSign, w.raDecrypt = certify(t, "ra sign", k[2], &w.ca), certify(t, "ra decrypt", k[3], &w.ca)
 	w.service = protocol.Service{
 		Profile: "wifi", Capabilities: []string{"AES", "POSTPKIOperation", "SHA-256", "SCEPStandard"},
-		RASign: w.raSign.cert, RADecrypt: w.raDecrypt.cert, CA: w.ca.cert, Chain: [][]byte{w.other.cert},
-		Digests: []crypto.Hash{crypto.SHA256, crypto.SHA512}, Ciphers: []string{"AES-128-CBC", "AES-256-CBC"},
+		Generations: []protocol.Generation{{Name: "first", RASign: w.raSign.cert, RADecrypt: w.raDecrypt.cert, CA: w.ca.cert, Chain: [][]byte{w.other.cert}}},
+		Digests:     []crypto.Hash{crypto.SHA256, crypto.SHA512}, Ciphers: []string{"AES-128-CBC", "AES-256-CBC"},
 	}
 	issued := certify(t, "issued", k[0], &w.ca)
 	w.submit = func(protocol.Request) (protocol.Outcome, error) {
@@ -156,18 +157,34 @@ func (w *world) Reject(ctx context.Context, r protocol.Rejected) (string, error)
 	return fmt.Sprintf("req-%04d", len(w.rejected)), w.rejectErr
 }
 
-func (w *world) Signer(context.Context, string) (crypto.Signer, error) {
-	return w.raSign.key, w.signerErr
+func (w *world) Signer(_ context.Context, _ string, ra []byte) (crypto.Signer, error) {
+	for _, h := range w.held() {
+		if bytes.Equal(h.cert, ra) {
+			return h.key, w.signerErr
+		}
+	}
+	return nil, protocol.ErrUnknownRA
 }
 
-func (w *world) Decrypter(context.Context, string) (crypto.Decrypter, error) {
-	return decrypter{w}, nil
+func (w *world) Decrypter(_ context.Context, _ string, ra []byte) (crypto.Decrypter, error) {
+	for _, h := range w.held() {
+		if bytes.Equal(h.cert, ra) {
+			return decrypter{w, h.key}, nil
+		}
+	}
+	return nil, protocol.ErrUnknownRA
 }
 
-// decrypter is the RA-decrypt key as the token has it.
-type decrypter struct{ w *world }
+// held are the RA certificates whose keys the handler may use.
+func (w *world) held() []holder { return append([]holder{w.raSign, w.raDecrypt}, w.more...) }
 
-func (d decrypter) Public() crypto.PublicKey { return d.w.raDecrypt.key.Public() }
+// decrypter is an RA-decrypt key as the token has it.
+type decrypter struct {
+	w   *world
+	key crypto.Signer
+}
+
+func (d decrypter) Public() crypto.PublicKey { return d.key.Public() }
 
 func (d decrypter) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	d.w.mu.Lock()
@@ -187,7 +204,7 @@ func (d decrypter) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.Decrypter
 	key := make([]byte, o.SessionKeyLen)
 	_, _ = rand.Read(key)
 	//lint:ignore SA1019 as the token does
-	err := rsa.DecryptPKCS1v15SessionKey(nil, d.w.raDecrypt.key.(*rsa.PrivateKey), ciphertext, key) //nolint:staticcheck // as the token does
+	err := rsa.DecryptPKCS1v15SessionKey(nil, d.key.(*rsa.PrivateKey), ciphertext, key) //nolint:staticcheck // as the token does
 	return key, err
 }
 

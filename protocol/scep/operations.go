@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/postern-pki/postern/protocol"
@@ -32,7 +31,7 @@ func (x *exchange) get(ctx context.Context, r *http.Request, q query) (answer, e
 	case opCACert:
 		return x.caCert(ctx, q)
 	case opNextCA:
-		return x.refuse(ctx, http.StatusNotFound, protocol.Unsupported, "no next CA")
+		return x.nextCA(ctx)
 	case opMessage:
 		x.sentBy(r)
 		x.odd(protocol.TraitGet)
@@ -95,21 +94,14 @@ func (x *exchange) caps(ctx context.Context) (answer, error) {
 	return x.served(ctx, typeText, []byte(b.String()))
 }
 
-// caCert sends the RA certificates first: clients that do not look at the key
-// usage take the first certificate for the one to encrypt to and to verify with.
-// The message is an identifier of a CA that clients fill with anything, but a
-// number asks for another CA than the first.
+// caCert sends the certificates of the current generation. The message is an
+// identifier of a CA that clients fill with anything, but a number asks for another
+// CA than the first.
 func (x *exchange) caCert(ctx context.Context, q query) (answer, error) {
 	if positive(q.message) {
 		return x.refuse(ctx, http.StatusNotFound, protocol.NotFound, "no CA of that number")
 	}
-	var certs [][]byte
-	for _, c := range slices.Concat([][]byte{x.service.RASign, x.service.RADecrypt, x.service.CA}, x.service.Chain) {
-		if !slices.ContainsFunc(certs, func(have []byte) bool { return bytes.Equal(have, c) }) {
-			certs = append(certs, c)
-		}
-	}
-	body, err := cms.CertsOnly(certs)
+	body, err := cms.CertsOnly(x.certsOf(x.service.Current()))
 	if err != nil {
 		return answer{}, err
 	}

@@ -6,8 +6,9 @@ import (
 	"github.com/postern-pki/postern/protocol/cms"
 )
 
-// maxOwn bounds what is remembered: three certificates for each profile's issuer.
-const maxOwn = 64
+// maxOwn bounds what is remembered: three certificates for each generation of each
+// profile's issuer.
+const maxOwn = 512
 
 // certificates remembers the certificates of the service, which are the same in
 // every request. What a stranger sent never comes here.

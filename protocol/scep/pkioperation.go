@@ -76,11 +76,9 @@ func (x *exchange) pkiOperation(ctx context.Context, raw []byte) (answer, error)
 		return x.refuse(ctx, http.StatusBadRequest, no.kind, no.why)
 	}
 	var outcome protocol.Outcome
-	var signer *cms.Certificate
 	var cipher cms.Cipher
 	var err error
 	if no == nil {
-		signer = signed.Signer
 		no = x.admit(signed)
 	}
 	if no == nil {
@@ -103,7 +101,7 @@ func (x *exchange) pkiOperation(ctx context.Context, raw []byte) (answer, error)
 		// Whatever the authority found out, the device is told as we would.
 		outcome.Refusal = &protocol.Refusal{Kind: outcome.Refusal.Kind, Say: say(outcome.Refusal.Kind, "")}
 	}
-	body, err := x.certRep(ctx, signer, cipher, outcome)
+	body, err := x.certRep(ctx, signed, cipher, outcome)
 	if err != nil {
 		return answer{}, err
 	}
@@ -227,9 +225,9 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 	if pub, ok := signed.Signer.PublicKey.(*rsa.PublicKey); ok && pub.Size() < replyCipher(x.service, c).KeySize()+pkcs1Overhead {
 		return o, c, &refusal{protocol.BadAlgorithm, "signer's key is too short"}, nil
 	}
-	ca, err := x.own.parse(x.service.CA)
+	ours, err := x.issuedByUs(signed.Signer)
 	if err != nil {
-		return o, c, nil, fmt.Errorf("scep: CA certificate: %w", err)
+		return o, c, nil, err
 	}
 	if !x.broken.left(x.record.Source) {
 		return o, c, nil, errBroken
@@ -243,7 +241,7 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 		if key, err = x.contentKey(ctx, envelope, recipient); err != nil {
 			return o, c, nil, err
 		}
-		if no = x.checkContent(envelope, key, signed.Signer, ca); no != nil {
+		if no = x.checkContent(envelope, key, signed.Signer, ours); no != nil {
 			x.broken.spend(x.record.Source)
 			return o, c, x.unopened(no), nil
 		}
@@ -288,43 +286,37 @@ func (x *exchange) envelope(signed *cms.Signed) (*cms.Envelope, *refusal) {
 	return envelope, nil
 }
 
-// recipient returns the one recipient that names the RA-decrypt certificate. What a
-// stranger can get wrong without the key is looked at here: an error of the key's
-// is a fault of the token.
+// recipient returns the one recipient that names an RA-decrypt certificate of the
+// profile's. What a stranger can get wrong without the key is looked at here: an
+// error of the key's is a fault of the token.
 func (x *exchange) recipient(e *cms.Envelope) (r cms.Recipient, no *refusal, err error) {
-	ra, err := x.own.parse(x.service.RADecrypt)
+	to, ra, err := x.addressee(e)
 	if err != nil {
-		return r, nil, fmt.Errorf("scep: RA-decrypt certificate: %w", err)
+		return r, nil, err
+	}
+	if to == nil {
+		return r, unproven("recipients"), nil
 	}
 	pub, ok := ra.PublicKey.(*rsa.PublicKey)
 	if !ok {
 		return r, nil, errKey
 	}
-	var ours []cms.Recipient
-	for _, r := range e.Recipients {
-		if r.Names(ra) {
-			ours = append(ours, r)
-		}
-	}
-	if len(ours) != 1 {
-		return r, unproven("recipients"), nil
-	}
-	if _, ok := transport(ours[0], e.Cipher.KeySize()); !ok {
+	if _, ok := transport(*to, e.Cipher.KeySize()); !ok {
 		return r, &refusal{protocol.BadAlgorithm, "key transport unknown"}, nil
 	}
-	if ours[0].OAEPHash != 0 {
+	if to.OAEPHash != 0 {
 		x.odd(protocol.TraitOAEP)
 	}
-	encrypted := ours[0].EncryptedKey
+	encrypted := to.EncryptedKey
 	if len(encrypted) != pub.Size() || new(big.Int).SetBytes(encrypted).Cmp(pub.N) >= 0 {
 		return r, unproven("length of the encrypted key"), nil
 	}
-	return ours[0], nil, nil
+	return *to, nil, nil
 }
 
 // contentKey has the RA-decrypt key open what is encrypted to it.
 func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope, r cms.Recipient) ([]byte, error) {
-	decrypter, err := x.keys.Decrypter(ctx, x.record.Profile)
+	decrypter, err := x.keys.Decrypter(ctx, x.record.Profile, x.generation.RADecrypt)
 	if err != nil {
 		return nil, fmt.Errorf("scep: RA-decrypt key: %w", err)
 	}
@@ -345,7 +337,7 @@ func (x *exchange) contentKey(ctx context.Context, e *cms.Envelope, r cms.Recipi
 // could sign it as their own, and get the answer. The signature of the CSR is the authority's to verify.
 // Should a parser panic here, that is the same answer: another one would tell
 // what the envelope holds.
-func (x *exchange) checkContent(e *cms.Envelope, key []byte, signer, ca *cms.Certificate) (no *refusal) {
+func (x *exchange) checkContent(e *cms.Envelope, key []byte, signer *cms.Certificate, ours bool) (no *refusal) {
 	defer func() {
 		if v := recover(); v != nil {
 			x.log.Error("scep: panic", zap.String("type", fmt.Sprintf("%T", v)), zap.ByteString("stack", debug.Stack()))
@@ -370,7 +362,7 @@ func (x *exchange) checkContent(e *cms.Envelope, key []byte, signer, ca *cms.Cer
 		return unproven("CSR structure")
 	}
 	x.challenge = csr.Challenge
-	if !x.service.AnySignerKey && !bytes.Equal(signer.RawIssuer, ca.RawSubject) && !bytes.Equal(csr.RawSPKI, signer.RawSPKI) {
+	if !x.service.AnySignerKey && !ours && !bytes.Equal(csr.RawSPKI, signer.RawSPKI) {
 		return unproven("the CSR's key is not the signer's")
 	}
 	return nil

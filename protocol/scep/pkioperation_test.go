@@ -367,8 +367,8 @@ func TestFaults(t *testing.T) {
 		"no certificate": issued(protocol.Outcome{Status: protocol.Issued}),
 		"no status":      issued(protocol.Outcome{}),
 		"record":         func(w *world) { w.rejectErr = boom; w.service.Ciphers = nil },
-		"RA certificate": func(w *world) { w.service.RADecrypt = []byte{0x30, 0} },
-		"CA certificate": func(w *world) { w.service.CA = nil },
+		"RA certificate": func(w *world) { w.service.Current().RADecrypt = []byte{0x30, 0} },
+		"CA certificate": func(w *world) { w.service.Current().CA = nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

@@ -88,7 +88,7 @@ func (a *attributes) number(oid asn1.ObjectIdentifier, n int) {
 // certRepAttributes are those of RFC 8894, section 3.2.1. The senderNonce is
 // fresh in every reply: some clients refuse one that they saw before. It is as long
 // as the client's, as some that send 8 octets take no other length.
-func certRepAttributes(m Message, status int, refusal *protocol.Refusal, id string) ([]cms.Attribute, error) {
+func certRepAttributes(m Message, status int, refusal *protocol.Refusal, id string, words bool) ([]cms.Attribute, error) {
 	var a attributes
 	a.list = append(a.list, cms.Attribute{Type: OIDTransactionID, Value: m.RawTransactionID})
 	a.number(OIDMessageType, CertRep)
@@ -101,14 +101,17 @@ func certRepAttributes(m Message, status int, refusal *protocol.Refusal, id stri
 	a.add(OIDRecipientNonce, cbasn1.OCTET_STRING, m.SenderNonce)
 	if refusal != nil {
 		a.number(OIDFailInfo, failInfo(refusal.Kind))
+	}
+	if refusal != nil && words { // some clients break on it (RFC 8894, appendix A)
 		a.add(OIDFailInfoText, cbasn1.UTF8String, []byte(failInfoText(refusal.Say, id)))
 	}
 	return a.list, a.err
 }
 
-// certRep makes the answer (RFC 8894, section 3.3.2). signer and cipher are the
-// request's; they are looked at only for a SUCCESS.
-func (x *exchange) certRep(ctx context.Context, signer *cms.Certificate, cipher cms.Cipher, o protocol.Outcome) ([]byte, error) {
+// certRep makes the answer (RFC 8894, section 3.3.2). signed and cipher are the
+// request's; signed may be nil for what is no SUCCESS.
+func (x *exchange) certRep(ctx context.Context, signed *cms.Signed, cipher cms.Cipher, o protocol.Outcome) ([]byte, error) {
+	x.belongs(signed)
 	var status int
 	var content []byte
 	var refusal *protocol.Refusal
@@ -116,7 +119,7 @@ func (x *exchange) certRep(ctx context.Context, signer *cms.Certificate, cipher 
 	switch o.Status {
 	case protocol.Issued:
 		status = StatusSuccess
-		if content, err = x.issuedContent(o, signer, replyCipher(x.service, cipher)); err != nil {
+		if content, err = x.issuedContent(o, signed, replyCipher(x.service, cipher)); err != nil {
 			return nil, err
 		}
 	case protocol.Pending:
@@ -129,15 +132,15 @@ func (x *exchange) certRep(ctx context.Context, signer *cms.Certificate, cipher 
 	default:
 		return nil, fmt.Errorf("%w: status %d", errOutcome, int(o.Status))
 	}
-	attrs, err := certRepAttributes(x.message, status, refusal, o.RequestID)
+	attrs, err := certRepAttributes(x.message, status, refusal, o.RequestID, !x.service.NoFailInfoText)
 	if err != nil {
 		return nil, err
 	}
-	key, err := x.keys.Signer(ctx, x.record.Profile)
+	key, err := x.keys.Signer(ctx, x.record.Profile, x.generation.RASign)
 	if err != nil {
 		return nil, fmt.Errorf("scep: RA signing key: %w", err)
 	}
-	ra, err := x.own.parse(x.service.RASign)
+	ra, err := x.own.parse(x.generation.RASign)
 	if err != nil {
 		return nil, fmt.Errorf("scep: RA signing certificate: %w", err)
 	}
@@ -147,24 +150,30 @@ func (x *exchange) certRep(ctx context.Context, signer *cms.Certificate, cipher 
 	})
 }
 
-// issuedContent is a pkcsPKIEnvelope with the issued certificate alone, or with a
-// CRL alone (RFC 8894, section 3.3.2.1), encrypted to the certificate that signed
-// the request and to no other that came with it, or under the challenge.
-func (x *exchange) issuedContent(o protocol.Outcome, to *cms.Certificate, c cms.Cipher) ([]byte, error) {
+// issuedContent is a pkcsPKIEnvelope with the issued certificate first and, if the
+// profile wants it, its chain, or with a CRL alone (RFC 8894, section 3.3.2.1),
+// encrypted to the certificate that signed the request and to no other that came
+// with it, or under the challenge.
+func (x *exchange) issuedContent(o protocol.Outcome, signed *cms.Signed, c cms.Cipher) ([]byte, error) {
 	var content []byte
 	var err error
 	switch {
+	case signed == nil:
+		err = fmt.Errorf("%w: issued, and nobody to send it to", errOutcome)
 	case o.CRL != nil:
 		content, err = cms.CRLOnly(o.CRL)
 	case len(o.Certificates) > 0:
-		content, err = cms.CertsOnly(o.Certificates[:1])
+		var list [][]byte
+		if list, err = x.withChain(o.Certificates[0]); err == nil {
+			content, err = cms.CertsOnly(list)
+		}
 	default:
 		err = fmt.Errorf("%w: issued, but no certificate", errOutcome)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return x.envelop(content, to, c)
+	return x.envelop(content, signed.Signer, c)
 }
 
 // replyCipher is the request's, so that the client can read it, else what RFC

@@ -103,10 +103,13 @@ func BenchmarkRead(b *testing.B) {
 		}},
 		{"Certificate", func(i store.Issuance) error { _, err := s.Certificate(ctx, i.Serial); return err }},
 		{"Transaction", func(i store.Issuance) error {
-			_, err := s.Transaction(ctx, i.Profile, i.Transaction, i.Signer, i.CSR)
+			_, err := s.Transaction(ctx, i.Issuer, i.Profile, i.Transaction, i.Signer, i.CSR)
 			return err
 		}},
-		{"RenewalOf", func(i store.Issuance) error { _, err := s.RenewalOf(ctx, i.Profile, i.Signer, i.CSR); return err }},
+		{"RenewalOf", func(i store.Issuance) error {
+			_, err := s.RenewalOf(ctx, i.Issuer, i.Profile, i.Signer, i.CSR)
+			return err
+		}},
 		{"LineageRenewals", func(i store.Issuance) error { _, err := s.LineageRenewals(ctx, i.Lineage); return err }},
 		{"InUse", func(i store.Issuance) error {
 			_, err := s.InUse(ctx, store.Use{Profile: i.Profile, Names: i.Names, SPKI: i.SPKI, Now: now})

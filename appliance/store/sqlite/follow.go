@@ -25,6 +25,7 @@ type writes struct {
 	result, due, free       *sql.Stmt
 	pend, deny, approve     *sql.Stmt
 	crl, crlIssued          *sql.Stmt
+	current, fetch          *sql.Stmt
 	all                     []*sql.Stmt
 }
 
@@ -74,6 +75,10 @@ func (w *writes) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 			ON CONFLICT (issuer) DO UPDATE SET number = excluded.number, seq = excluded.seq, this_update = excluded.this_update,
 			next_update = excluded.next_update, entries = excluded.entries, sha256 = '' WHERE number < excluded.number`},
 		{&w.crlIssued, `UPDATE crl SET sha256 = ?2 WHERE seq = ?1 AND sha256 = ''`},
+		{&w.current, `INSERT INTO current_ca (issuer, generation, before, since) VALUES (?, ?, ?, ?)
+			ON CONFLICT (issuer) DO UPDATE SET generation = excluded.generation, before = excluded.before, since = excluded.since`},
+		{&w.fetch, `INSERT INTO next_ca_fetch (` + fetchColumns + `) VALUES (?1, ?2, ?3, ?4, ?4, 1)
+			ON CONFLICT (profile, generation, source) DO UPDATE SET last = excluded.last, count = count + 1`},
 	} {
 		if *p.stmt, err = conn.PrepareContext(ctx, p.text); err != nil {
 			return fmt.Errorf("preparing %q: %w", p.text, err)
@@ -285,6 +290,10 @@ func (s *Store) change(ctx context.Context, seq uint64, c store.Change) error {
 	case store.CRLIssued:
 		_, err := w.crlIssued.ExecContext(ctx, c.Seq, c.SHA256) // of a newer one's predecessor there is no row
 		return err
+	case store.CASwitched:
+		return w.switchCA(ctx, c)
+	case store.NextCAFetched:
+		return w.fetched(ctx, c)
 	default:
 		return fmt.Errorf("a change %T that the index does not know", c)
 	}

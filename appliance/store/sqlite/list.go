@@ -80,6 +80,16 @@ func (s *Store) Certificates(ctx context.Context, f store.CertificateFilter) ([]
 	if f.Profile != "" {
 		c.add("profile = ?", f.Profile)
 	}
+	if len(f.Issuers) > 0 {
+		args := make([]any, len(f.Issuers))
+		for i, name := range f.Issuers {
+			args[i] = name
+		}
+		c.add("issuer IN (?"+strings.Repeat(", ?", len(args)-1)+")", args...)
+	}
+	if !f.Living.IsZero() {
+		c.add(living, f.Living.Unix())
+	}
 	if f.Subject != "" {
 		c.add("instr(subject, ?) > 0", f.Subject)
 	}
@@ -90,7 +100,7 @@ func (s *Store) Certificates(ctx context.Context, f store.CertificateFilter) ([]
 	default:
 		c.add("state = ?", string(f.State))
 	}
-	query, args := c.newest(columns(intentColumns, resultColumns), "certificate", "intent_seq", f.Limit)
+	query, args := c.newest(columns(intentColumns, resultColumns), "certificate AS c", "intent_seq", f.Limit)
 	rows, err := s.list(ctx, query, args...)
 	list, err := collect(rows, err, scanIssuance)
 	return list, reading("certificates", err)
@@ -141,6 +151,14 @@ func dump(ctx context.Context, conn *sql.Conn, w io.Writer) error {
 	}
 	rows, err = conn.QueryContext(ctx, pendingRows()+"ORDER BY p.seq")
 	if err := each(rows, err, scanPending, func(p store.Pending) error { return dumpLine(w, "pending", p) }); err != nil {
+		return err
+	}
+	rows, err = conn.QueryContext(ctx, ordered("issuer, generation, before, since", "current_ca", "issuer"))
+	if err := each(rows, err, scanSwitch, func(c store.CASwitched) error { return dumpLine(w, "current_ca", c) }); err != nil {
+		return err
+	}
+	rows, err = conn.QueryContext(ctx, ordered(fetchColumns, "next_ca_fetch", "profile, generation, source"))
+	if err := each(rows, err, scanFetch, func(c store.Fetch) error { return dumpLine(w, "next_ca_fetch", c) }); err != nil {
 		return err
 	}
 	rows, err = conn.QueryContext(ctx, ordered(columns(intentColumns, resultColumns), "certificate", "intent_seq"))

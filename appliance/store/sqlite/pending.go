@@ -15,7 +15,7 @@ import (
 // of [writes.wait] and [scanPending].
 var pendingColumns = []string{
 	"seq", "digest", "request", "profile", "kind", "subject", "names", "spki", "transaction_id", "signer", "csr",
-	"challenge", "predecessor", "source", "policy", "created", "expires", "facts",
+	"challenge", "predecessor", "source", "policy", "created", "expires", "facts", "issuer",
 }
 
 // waiting is what an approval and a denial want of a request: nobody decided, or
@@ -35,7 +35,7 @@ func (w *writes) wait(ctx context.Context, p store.Pending) error {
 		return fmt.Errorf("the facts of request %s: %w", p.Request, err)
 	}
 	if _, err := w.pend.ExecContext(ctx, p.Seq, p.Digest, p.Request, p.Profile, p.Kind, p.Subject, p.Names, p.SPKI, p.Transaction, p.Signer, p.CSR,
-		p.Challenge, p.Predecessor, p.Source, p.Policy, p.Created.Unix(), p.Expires.Unix(), string(facts)); err != nil {
+		p.Challenge, p.Predecessor, p.Source, p.Policy, p.Created.Unix(), p.Expires.Unix(), string(facts), p.Issuer); err != nil {
 		return fmt.Errorf("adding request %s: %w", p.Request, err)
 	}
 	return w.spent(ctx, p.Challenge, p.Seq, p.Request)
@@ -64,7 +64,7 @@ func scanPending(r row) (store.Pending, error) {
 	var facts []byte
 	var state store.State
 	err := r.Scan(&p.Seq, &p.Digest, &p.Request, &p.Profile, &p.Kind, &p.Subject, &p.Names, &p.SPKI, &p.Transaction, &p.Signer, &p.CSR,
-		&p.Challenge, &p.Predecessor, &p.Source, &p.Policy, &created, &expires, &facts, &p.DeniedSeq, &p.Why, &state, &p.Serial)
+		&p.Challenge, &p.Predecessor, &p.Source, &p.Policy, &created, &expires, &facts, &p.Issuer, &p.DeniedSeq, &p.Why, &state, &p.Serial)
 	if err != nil {
 		return store.Pending{}, err
 	}

@@ -17,7 +17,7 @@ import (
 var (
 	intentColumns = []string{
 		"intent_seq", "serial", "profile", "issuer", "request", "subject", "names", "spki", "not_before", "not_after",
-		"lineage", "generation", "lineage_from", "predecessor", "challenge", "transaction_id", "signer", "csr", "state",
+		"lineage", "generation", "lineage_from", "predecessor", "challenge", "transaction_id", "signer", "csr", "state", "source",
 	}
 	resultColumns = []string{"result_seq", "revocation_due", "reason", "revoked_at", "der"}
 )
@@ -35,7 +35,7 @@ func columns(lists ...[]string) string {
 func intentValues(i *store.Issuance) []any {
 	return []any{
 		i.IntentSeq, i.Serial, i.Profile, i.Issuer, i.Request, i.Subject, i.Names, i.SPKI, i.NotBefore.Unix(), i.NotAfter.Unix(),
-		i.Lineage, i.Generation, i.LineageFrom.Unix(), i.Predecessor, i.Challenge, i.Transaction, i.Signer, i.CSR, string(i.State),
+		i.Lineage, i.Generation, i.LineageFrom.Unix(), i.Predecessor, i.Challenge, i.Transaction, i.Signer, i.CSR, string(i.State), i.Source,
 	}
 }
 
@@ -67,9 +67,9 @@ func (r *reads) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 		{&r.byTag, "SELECT " + challengeColumns + " FROM challenge WHERE tag = ?"},
 		{&r.challenge, "SELECT " + challengeColumns + " FROM challenge WHERE id = ?"},
 		{&r.certificate, certificate + "WHERE serial = ?"},
-		{&r.transaction, certificate + `WHERE substr(csr, 1, 16) = substr(?1, 1, 16) AND csr = ?1 AND signer = ? AND profile = ? AND transaction_id = ? AND state = 'issued'
+		{&r.transaction, certificate + `WHERE substr(csr, 1, 16) = substr(?1, 1, 16) AND csr = ?1 AND signer = ? AND issuer = ? AND profile = ? AND transaction_id = ? AND state = 'issued'
 			ORDER BY intent_seq DESC LIMIT 1`},
-		{&r.renewal, certificate + `WHERE substr(csr, 1, 16) = substr(?1, 1, 16) AND csr = ?1 AND signer = ? AND profile = ? AND state = 'issued'
+		{&r.renewal, certificate + `WHERE substr(csr, 1, 16) = substr(?1, 1, 16) AND csr = ?1 AND signer = ? AND issuer = ? AND profile = ? AND state = 'issued'
 			ORDER BY intent_seq DESC LIMIT 1`},
 		{&r.lineage, "SELECT generation FROM certificate WHERE lineage = ? AND " + valid + " ORDER BY generation DESC LIMIT 1"},
 		{&r.inUse, `SELECT (SELECT count(*) FROM certificate AS c
@@ -124,7 +124,7 @@ func scanIssuance(r row) (store.Issuance, error) {
 	var before, after, from, revoked int64
 	err := r.Scan(
 		&i.IntentSeq, &i.Serial, &i.Profile, &i.Issuer, &i.Request, &i.Subject, &i.Names, &i.SPKI, &before, &after,
-		&i.Lineage, &i.Generation, &from, &i.Predecessor, &i.Challenge, &i.Transaction, &i.Signer, &i.CSR, &i.State,
+		&i.Lineage, &i.Generation, &from, &i.Predecessor, &i.Challenge, &i.Transaction, &i.Signer, &i.CSR, &i.State, &i.Source,
 		&i.ResultSeq, &i.RevocationDue, &i.Reason, &revoked, &i.Certificate,
 	)
 	if err != nil {
@@ -180,15 +180,15 @@ func (s *Store) Certificate(ctx context.Context, serial string) (store.Issuance,
 
 // Transaction returns the newest certificate that was issued for exactly these,
 // or [store.ErrNotFound].
-func (s *Store) Transaction(ctx context.Context, profile, transaction, signer, csr string) (store.Issuance, error) {
-	i, err := one(ctx, s, s.reads.transaction, scanIssuance, csr, signer, profile, transaction)
+func (s *Store) Transaction(ctx context.Context, issuer, profile, transaction, signer, csr string) (store.Issuance, error) {
+	i, err := one(ctx, s, s.reads.transaction, scanIssuance, csr, signer, issuer, profile, transaction)
 	return i, reading("a transaction", err)
 }
 
 // RenewalOf returns the newest certificate that was issued to this signer for this
 // CSR, under whatever transaction, or [store.ErrNotFound].
-func (s *Store) RenewalOf(ctx context.Context, profile, signer, csr string) (store.Issuance, error) {
-	i, err := one(ctx, s, s.reads.renewal, scanIssuance, csr, signer, profile)
+func (s *Store) RenewalOf(ctx context.Context, issuer, profile, signer, csr string) (store.Issuance, error) {
+	i, err := one(ctx, s, s.reads.renewal, scanIssuance, csr, signer, issuer, profile)
 	return i, reading("a renewal", err)
 }
 

@@ -23,10 +23,10 @@ func testEmpty(f *fixture) {
 	if _, err := f.ix.Certificate(f.ctx, "0a"); !errors.Is(err, store.ErrNotFound) {
 		f.Errorf("Certificate: %v, want ErrNotFound", err)
 	}
-	if _, err := f.ix.Transaction(f.ctx, "", "", "", ""); !errors.Is(err, store.ErrNotFound) {
+	if _, err := f.ix.Transaction(f.ctx, "", "", "", "", ""); !errors.Is(err, store.ErrNotFound) {
 		f.Errorf("Transaction: %v, want ErrNotFound", err)
 	}
-	if _, err := f.ix.RenewalOf(f.ctx, "", "", ""); !errors.Is(err, store.ErrNotFound) {
+	if _, err := f.ix.RenewalOf(f.ctx, "", "", "", ""); !errors.Is(err, store.ErrNotFound) {
 		f.Errorf("RenewalOf: %v, want ErrNotFound", err)
 	}
 	if n, err := f.ix.LineageRenewals(f.ctx, ""); n != -1 || !errors.Is(err, store.ErrNotFound) {

@@ -228,7 +228,7 @@ func Renewal(i store.Issuance, serial string) store.Issuance {
 func Pending(device, request string) store.Pending {
 	i := Issuance(device, "00")
 	return store.Pending{
-		Request: request, Profile: i.Profile, Kind: policy.KindNew, Subject: i.Subject, Names: i.Names, SPKI: i.SPKI,
+		Request: request, Profile: i.Profile, Issuer: i.Issuer, Kind: policy.KindNew, Subject: i.Subject, Names: i.Names, SPKI: i.SPKI,
 		Transaction: "tx-" + device, Signer: i.Signer, CSR: Digest("csr of " + device), Policy: "sha256:" + Digest("policy"),
 		Created: Day(), Expires: Day().AddDate(0, 0, 7), State: store.Waiting,
 		Facts: policy.Facts{

@@ -352,12 +352,14 @@ func (m model) compareReads(f *fixture, i store.Issuance) string {
 		}
 		return ""
 	}
-	renewal := func(o store.Issuance) bool { return o.Profile == i.Profile && o.Signer == i.Signer && o.CSR == i.CSR }
-	got, err := f.ix.RenewalOf(f.ctx, i.Profile, i.Signer, i.CSR)
+	renewal := func(o store.Issuance) bool {
+		return o.Issuer == i.Issuer && o.Profile == i.Profile && o.Signer == i.Signer && o.CSR == i.CSR
+	}
+	got, err := f.ix.RenewalOf(f.ctx, i.Issuer, i.Profile, i.Signer, i.CSR)
 	if diff := last("RenewalOf", got, err, renewal); diff != "" {
 		return diff
 	}
-	got, err = f.ix.Transaction(f.ctx, i.Profile, i.Transaction, i.Signer, i.CSR)
+	got, err = f.ix.Transaction(f.ctx, i.Issuer, i.Profile, i.Transaction, i.Signer, i.CSR)
 	if diff := last("Transaction", got, err, func(o store.Issuance) bool { return renewal(o) && o.Transaction == i.Transaction }); diff != "" {
 		return diff
 	}

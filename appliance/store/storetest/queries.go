@@ -30,18 +30,19 @@ func testTransaction(f *fixture) {
 	f.end(failed, store.Failed)
 	f.end(unknown, store.Unknown)
 	f.end(intended, store.Intended)
-	got, err := f.ix.Transaction(f.ctx, base.Profile, base.Transaction, base.Signer, base.CSR)
+	got, err := f.ix.Transaction(f.ctx, base.Issuer, base.Profile, base.Transaction, base.Signer, base.CSR)
 	if err != nil || got.Serial != "0b" || string(got.Certificate) != string(DER(got.IntentSeq)) {
 		f.Errorf("Transaction: %s with %q, %v, want 0b", got.Serial, got.Certificate, err)
 	}
-	for _, c := range [][4]string{
-		{"vpn", base.Transaction, base.Signer, base.CSR},
-		{base.Profile, "tx", base.Signer, base.CSR},
-		{base.Profile, base.Transaction, "key:other", base.CSR},
-		{base.Profile, base.Transaction, base.Signer, Digest("another")},
-		{base.Profile, "", base.Signer, base.CSR},
+	for _, c := range [][5]string{
+		{"corp.2027", base.Profile, base.Transaction, base.Signer, base.CSR},
+		{base.Issuer, "vpn", base.Transaction, base.Signer, base.CSR},
+		{base.Issuer, base.Profile, "tx", base.Signer, base.CSR},
+		{base.Issuer, base.Profile, base.Transaction, "key:other", base.CSR},
+		{base.Issuer, base.Profile, base.Transaction, base.Signer, Digest("another")},
+		{base.Issuer, base.Profile, "", base.Signer, base.CSR},
 	} {
-		if got, err := f.ix.Transaction(f.ctx, c[0], c[1], c[2], c[3]); !errors.Is(err, store.ErrNotFound) {
+		if got, err := f.ix.Transaction(f.ctx, c[0], c[1], c[2], c[3], c[4]); !errors.Is(err, store.ErrNotFound) {
 			f.Errorf("Transaction(%q): %s, %v, want ErrNotFound", c, got.Serial, err)
 		}
 	}
@@ -57,16 +58,17 @@ func testRenewalOf(f *fixture) {
 	f.end(renewal, store.Issued)
 	f.end(again, store.Issued)
 	f.end(failed, store.Failed)
-	got, err := f.ix.RenewalOf(f.ctx, renewal.Profile, renewal.Signer, renewal.CSR)
+	got, err := f.ix.RenewalOf(f.ctx, renewal.Issuer, renewal.Profile, renewal.Signer, renewal.CSR)
 	if err != nil || got.Serial != "0c" {
 		f.Errorf("RenewalOf: %s, %v, want 0c", got.Serial, err)
 	}
-	for _, c := range [][3]string{
-		{"vpn", renewal.Signer, renewal.CSR},
-		{renewal.Profile, first.Signer, renewal.CSR},
-		{renewal.Profile, renewal.Signer, first.CSR},
+	for _, c := range [][4]string{
+		{"corp.2027", renewal.Profile, renewal.Signer, renewal.CSR},
+		{renewal.Issuer, "vpn", renewal.Signer, renewal.CSR},
+		{renewal.Issuer, renewal.Profile, first.Signer, renewal.CSR},
+		{renewal.Issuer, renewal.Profile, renewal.Signer, first.CSR},
 	} {
-		if got, err := f.ix.RenewalOf(f.ctx, c[0], c[1], c[2]); !errors.Is(err, store.ErrNotFound) {
+		if got, err := f.ix.RenewalOf(f.ctx, c[0], c[1], c[2], c[3]); !errors.Is(err, store.ErrNotFound) {
 			f.Errorf("RenewalOf(%q): %s, %v, want ErrNotFound", c, got.Serial, err)
 		}
 	}
