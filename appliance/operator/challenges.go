@@ -59,6 +59,8 @@ func (s *Service) perform(ctx context.Context, who audit.Actor, act string, p ac
 		return s.decide(ctx, who, act, p, before...)
 	case acts.RevokeCertificate:
 		return s.revoke(ctx, who, p, before...)
+	case acts.SwitchCA:
+		return http.StatusOK, *p.Switch, s.Acts.SwitchCA(ctx, who, authority.CASwitch(*p.Switch), before...)
 	case acts.RevokeChallenge:
 		err := s.Acts.RevokeChallenge(ctx, who, p.Challenge, before...)
 		if errors.Is(err, store.ErrNotFound) {

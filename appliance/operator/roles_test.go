@@ -30,6 +30,9 @@ var matrix = map[string]string{
 	acts.ApprovePending:    "yes yes no  no  no",
 	acts.DenyPending:       "yes yes no  no  no",
 	acts.ReportClients:     "yes yes yes yes no",
+	acts.ListCAs:           "yes yes yes yes no",
+	acts.ShowRollover:      "yes yes yes yes no",
+	acts.SwitchCA:          "yes no  no  no  no",
 	acts.SubmitOrder:       "yes yes yes no  no",
 }
 
@@ -61,6 +64,9 @@ func TestEachRoleDoesWhatTheTableSays(t *testing.T) {
 		acts.ApprovePending:    {"POST", "/api/v1/approvals/none", `{"reason":"x"}`, 404},
 		acts.DenyPending:       {"POST", "/api/v1/denials/none", `{"reason":"x"}`, 404},
 		acts.ReportClients:     {"GET", "/api/v1/reports/clients", "", 200},
+		acts.ListCAs:           {"GET", "/api/v1/cas", "", 200},
+		acts.ShowRollover:      {"GET", "/api/v1/rollover?issuer=corp", "", 200},
+		acts.SwitchCA:          {"POST", "/api/v1/cas/switch", `{"issuer":"corp","from":"first","to":"first"}`, 409},
 		acts.SubmitOrder:       {"POST", "/api/v1/acts", "{}", 400},
 	}
 	if len(matrix) != len(acts.Table()) || len(tries) != len(matrix) || len(columns) != len(acts.Roles()) {

@@ -36,6 +36,9 @@ type (
 		RevokeCertificate(ctx context.Context, who audit.Actor, serial string, reason int, before ...audit.Entry) (store.Revocation, error)
 		Approve(ctx context.Context, who audit.Actor, r authority.Ruling, before ...audit.Entry) (store.Issuance, error)
 		Deny(ctx context.Context, who audit.Actor, r authority.Ruling, before ...audit.Entry) error
+		SwitchCA(ctx context.Context, who audit.Actor, s authority.CASwitch, before ...audit.Entry) error
+		CAs() []authority.CAState
+		ProfilesOf(issuer string) []string
 	}
 	index interface {
 		Certificate(ctx context.Context, serial string) (store.Issuance, error)
@@ -44,6 +47,9 @@ type (
 		Pending(ctx context.Context, request string) (store.Pending, error)
 		PendingList(ctx context.Context, f store.PendingFilter) ([]store.Pending, error)
 		PendingCount(ctx context.Context, profile string, now time.Time) (int64, error)
+		CountCAs(ctx context.Context, now time.Time) ([]store.CACount, error)
+		Fetches(ctx context.Context, profile, generation string, limit int) ([]store.Fetch, int64, error)
+		Fetched(ctx context.Context, profile, generation, source string) (time.Time, error)
 	}
 	recorder interface {
 		AppendAll(ctx context.Context, e ...audit.Entry) ([]audit.Line, error)
@@ -105,6 +111,9 @@ func handlers() map[string]handler {
 		acts.ApprovePending:    (*Service).approvePending,
 		acts.DenyPending:       (*Service).denyPending,
 		acts.ReportClients:     (*Service).clients,
+		acts.ListCAs:           (*Service).cas,
+		acts.ShowRollover:      (*Service).rollover,
+		acts.SwitchCA:          (*Service).switchCA,
 		acts.SubmitOrder:       (*Service).submit,
 	}
 }
@@ -286,6 +295,12 @@ func (s *Service) failure(err error) (int, Problem) {
 		return http.StatusConflict, Problem{Error: err.Error(), Hint: "postern pending show ID says how it is"}
 	case errors.Is(err, authority.ErrRefused):
 		return http.StatusConflict, Problem{Error: err.Error(), Hint: "it still waits: change what stands against it, or deny it"}
+	case errors.Is(err, authority.ErrNoCA):
+		return http.StatusNotFound, Problem{Error: err.Error(), Hint: "postern ca list"}
+	case errors.Is(err, authority.ErrCurrent):
+		return http.StatusConflict, Problem{Error: err.Error(), Hint: "postern ca list says which; somebody may have switched meanwhile"}
+	case errors.Is(err, authority.ErrNotNow):
+		return http.StatusConflict, Problem{Error: err.Error(), Hint: "postern ca list says when which certificates begin and end"}
 	case errors.Is(err, acts.ErrForm):
 		return http.StatusBadRequest, Problem{Error: err.Error(), Hint: "postern challenge create --act FILE writes one"}
 	case errors.Is(err, authority.ErrBadRequest):

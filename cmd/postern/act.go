@@ -106,6 +106,12 @@ func (a *app) submit(cmd *cobra.Command, signed acts.Signed) error {
 			return err
 		}
 		return a.printRuled(done)
+	case acts.SwitchCA:
+		var done operator.CASwitch
+		if err := a.call(cmd.Context(), http.MethodPost, "/api/v1/acts", signed, &done); err != nil {
+			return err
+		}
+		return a.printSwitch(done)
 	case acts.RevokeChallenge:
 		var done operator.Revoked
 		if err := a.call(cmd.Context(), http.MethodPost, "/api/v1/acts", signed, &done); err != nil {
@@ -315,6 +321,9 @@ func (a *app) printAct(signed acts.Signed, next string) error {
 		}
 		if o.Act == acts.RevokeCertificate {
 			p("revokes", "certificate %s for %s", shown(o.Parameters.Certificate), shown(o.Parameters.Reason))
+		}
+		if s := o.Parameters.Switch; s != nil {
+			p("switches", "issuer %s from generation %s to %s", shown(s.Issuer), shown(s.From), shown(s.To))
 		}
 		for _, c := range o.Parameters.Challenges {
 			names := []string{shown(c.Subject)}

@@ -117,7 +117,7 @@ func newRoot(a *app) *cobra.Command {
 	f.StringVar(&a.config, "config", "/etc/postern/postern.yaml", "configuration `file`")
 	f.StringVar(&a.socket, "socket", "", "operators' `socket` (default: the configuration's)")
 	f.StringVar(&a.output, "output", "text", "`format`: text or json")
-	root.AddCommand(a.statusCmd(), a.configCmd(), a.challengeCmd(), a.pendingCmd(), a.actCmd(), a.certCmd(), a.crlCmd(), a.auditCmd(), a.reportCmd(), a.policyCmd(), a.rebuildCmd(), device.Command(a.env()), a.doctorCmd())
+	root.AddCommand(a.statusCmd(), a.configCmd(), a.challengeCmd(), a.pendingCmd(), a.actCmd(), a.certCmd(), a.caCmd(), a.crlCmd(), a.auditCmd(), a.reportCmd(), a.policyCmd(), a.rebuildCmd(), device.Command(a.env()), a.doctorCmd())
 	group(root)
 	for _, c := range root.Commands() {
 		group(c)

@@ -56,13 +56,28 @@ type Parameters struct {
 	Digest     string             `json:"digest,omitempty"`     // of what it says: hex SHA-256 of its line in the log
 	Reason     string             `json:"reason,omitempty"`     // for the approval, the denial or, by its name in RFC 5280, the revocation
 
-	Certificate string `json:"certificate,omitempty"` // serial number, lowercase hex, of the one to revoke
+	Certificate string    `json:"certificate,omitempty"` // serial number, lowercase hex, of the one to revoke
+	Switch      *CASwitch `json:"switch,omitempty"`      // of the current CA
+}
+
+// CASwitch makes a generation of an issuer the current one. From is the one that is
+// current then: after another switch it does nothing.
+type CASwitch struct {
+	Issuer string `json:"issuer"`
+	From   string `json:"from"`
+	To     string `json:"to"`
 }
 
 // fit reports whether these are the parameters of the act, and no others.
 func (p Parameters) fit(act string) bool {
 	waits := p.Pending != "" || p.Digest != ""
 	ruling := waits || p.Reason != "" || p.Certificate != ""
+	if act == SwitchCA {
+		return p.Switch != nil && p.Challenge == "" && len(p.Challenges) == 0 && !ruling
+	}
+	if p.Switch != nil {
+		return false
+	}
 	switch act {
 	case RevokeChallenge:
 		return p.Challenge != "" && len(p.Challenges) == 0 && !ruling
@@ -122,6 +137,9 @@ func (o Order) Object() map[string]any {
 		if value != "" {
 			p[key] = value
 		}
+	}
+	if s := o.Parameters.Switch; s != nil {
+		p["switch"] = map[string]any{"issuer": s.Issuer, "from": s.From, "to": s.To}
 	}
 	if len(o.Parameters.Challenges) > 0 {
 		list := make([]any, len(o.Parameters.Challenges))

@@ -52,6 +52,9 @@ const (
 	ApprovePending    = "pending.approve"
 	DenyPending       = "pending.deny"
 	ReportClients     = "client.report"
+	ListCAs           = "ca.list"
+	ShowRollover      = "ca.rollover"
+	SwitchCA          = "ca.switch"
 	SubmitOrder       = "act.submit" // the act that was signed has a row of its own
 )
 
@@ -84,6 +87,9 @@ func Table() []Act {
 		{ApprovePending, http.MethodPost, "/api/v1/approvals/*", true, []Role{Administrator, RegistrationOfficer}},
 		{DenyPending, http.MethodPost, "/api/v1/denials/*", true, []Role{Administrator, RegistrationOfficer}},
 		{ReportClients, http.MethodGet, "/api/v1/reports/clients", false, readers},
+		{ListCAs, http.MethodGet, "/api/v1/cas", false, readers},
+		{ShowRollover, http.MethodGet, "/api/v1/rollover", false, readers},
+		{SwitchCA, http.MethodPost, "/api/v1/cas/switch", true, []Role{Administrator}},
 		{SubmitOrder, http.MethodPost, "/api/v1/acts", false, []Role{Administrator, RegistrationOfficer, SecurityOfficer}},
 	}
 }
