@@ -194,7 +194,7 @@ func (p *Pipeline) Reject(ctx context.Context, r protocol.Rejected) (string, err
 	o := audit.Object{"protocol": r.Protocol, "kind": r.Kind.String(), "bytes": r.Bytes}
 	for key, value := range map[string]string{
 		"profile": r.Profile, "operation": r.Operation, "why": r.Why, "transaction": r.Transaction,
-		"message_type": r.MessageType, "message": r.MessageDigest,
+		"message_type": r.MessageType, "message": r.MessageDigest, "next_ca": p.handedOut(r),
 	} {
 		if value != "" {
 			o[key] = cut(value)
@@ -203,4 +203,16 @@ func (p *Pipeline) Reject(ctx context.Context, r protocol.Rejected) (string, err
 	addClient(o, r.Client)
 	_, err := p.log.Append(ctx, audit.Entry{Event: "message", Outcome: out, Request: id, Actor: audit.Actor{Kind: "device", Source: r.Source}, Object: o})
 	return id, err
+}
+
+// handedOut is the generation whose certificates somebody was given as the next
+// CA's, if there is one of that name; "" for any other question.
+func (p *Pipeline) handedOut(r protocol.Rejected) string {
+	if r.NextCA == "" || !r.Served {
+		return ""
+	}
+	if pr, ok := p.policies.Profile(r.Profile); ok && p.issuers[pr.Issuer].named(r.NextCA) != nil {
+		return r.NextCA
+	}
+	return ""
 }

@@ -1,6 +1,7 @@
 package ceremony
 
 import (
+	"cmp"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -234,7 +235,7 @@ type (
 		Key         KeyResult `yaml:"key"`
 	}
 	keyCert  struct{ Key, Certificate string }
-	issuerOf struct {
+	issuerOf struct { // or one generation of an issuer
 		Name      string   `yaml:"name"`
 		CA        keyCert  `yaml:"ca"`
 		Chain     []string `yaml:"chain,omitempty"` // above the CA, the root last
@@ -300,7 +301,9 @@ func (r *run) keysFile() any {
 func chainFile(i int) string { return fmt.Sprintf("chain-%d.pem", i+1) }
 
 // changedFile has what a change made, and the keys that are in use after it: the
-// service's configuration names other files too, which the plan does not know.
+// service's configuration names other files too, which the plan does not know. The
+// keys of a next CA are used beside those of the one before: they are called by
+// their labels, and make a generation of the service's issuer.
 func (r *run) changedFile() any {
 	service := r.holders[plan.Service]
 	f := struct {
@@ -310,6 +313,7 @@ func (r *run) changedFile() any {
 		Token        tokenOf           `yaml:"token"`
 		Keys         []keyOf           `yaml:"keys"`
 		Certificates map[string]string `yaml:"certificates,omitempty"` // made by this plan
+		Generations  []issuerOf        `yaml:"generations,omitempty"`  // made by this plan, for the service's issuer
 	}{
 		Version: 1, Transcript: TranscriptFile, Plan: planOf{Name: r.plan.Name, SHA256: r.plan.Digest(), Class: r.plan.Class},
 		Token:        tokenOf{Module: service.plan.Module, Serial: service.slot.Serial, Label: service.slot.Label, SoftHSM2Conf: r.facts.softhsmConf},
@@ -320,13 +324,38 @@ func (r *run) changedFile() any {
 			f.Keys = append(f.Keys, keyOf{Name: string(k.Role), Attributes: k.Attributes, KeyResult: KeyResult{Purpose: string(k.Purpose), Label: k.Label, ID: hex.EncodeToString(k.ID), SPKI: k.SPKI, Algorithm: string(k.Algorithm)}})
 		}
 	}
+	next := r.nextCA()
+	if next != nil {
+		f.Generations = []issuerOf{*next}
+	}
 	for _, k := range r.result.Keys {
-		f.Keys = append(f.Keys, keyOf{Name: k.Purpose, KeyResult: k})
+		name := k.Purpose
+		if next != nil {
+			name = k.Label
+		}
+		f.Keys = append(f.Keys, keyOf{Name: name, KeyResult: k})
 	}
 	for _, c := range r.plan.Certificates {
 		f.Certificates[string(c.Role)] = c.Role.File()
 	}
 	return f
+}
+
+// nextCA is the generation that a plan makes with a CA and an RA; nil: it makes none.
+func (r *run) nextCA() *issuerOf {
+	made := map[string]keyCert{}
+	for _, k := range r.result.Keys {
+		role := cmp.Or(k.Role, k.Purpose)
+		made[role] = keyCert{Key: k.Label, Certificate: Role(role).File()}
+	}
+	g := &issuerOf{Name: r.plan.Name, CA: made[string(plan.RoleCA)], RASign: made[string(plan.RoleRASign)], RADecrypt: made[string(plan.RoleRADecrypt)]}
+	if ra, single := made[string(plan.RoleRA)]; single {
+		g.RASign, g.RADecrypt = ra, ra
+	}
+	if g.CA.Key == "" || g.RASign.Key == "" || g.RADecrypt.Key == "" {
+		return nil
+	}
+	return g
 }
 
 // files compares what lies beside the transcript; it may have been moved alone.
