@@ -16,6 +16,20 @@ type Status struct {
 	CAIssuers []string // the CA's certificate
 }
 
+// CAPlaceholder stands in a URL for the name of the CA that issues the certificate:
+// each generation of an issuer has lists and answers of its own.
+const CAPlaceholder = "{ca}"
+
+// PerCA reports whether every URL leads to the status of the CA that issues.
+func (s Status) PerCA() bool {
+	for _, u := range slices.Concat(s.CRL, s.OCSP, s.CAIssuers) {
+		if !strings.Contains(u, CAPlaceholder) {
+			return false
+		}
+	}
+	return true
+}
+
 func (s Status) clone() Status {
 	return Status{slices.Clone(s.CRL), slices.Clone(s.OCSP), slices.Clone(s.CAIssuers)}
 }

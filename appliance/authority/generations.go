@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +27,16 @@ type generation struct {
 	cert      *x509.Certificate
 	raDecrypt *cms.Certificate
 	until     time.Time // when the first of CA and RA certificates ends
+}
+
+// say has the URLs of a certificate lead to the status of its own CA, see
+// [policy.CAPlaceholder].
+func (g *generation) say(t *x509.Certificate) {
+	for _, list := range [][]string{t.CRLDistributionPoints, t.OCSPServer, t.IssuingCertificateURL} {
+		for i, u := range list {
+			list[i] = strings.ReplaceAll(u, policy.CAPlaceholder, g.Issuer.Name())
+		}
+	}
 }
 
 // generations are those of one issuer. Which one is current is state, not

@@ -182,6 +182,7 @@ func (p *Pipeline) prepare(q *proven, f policy.Facts, g grant, d policy.Decision
 		i.Lineage, i.LineageFrom, i.Predecessor = q.ours.Lineage, q.ours.LineageFrom, q.ours.Serial
 		i.Generation, i.Challenge = f.Renewal.Count+1, ""
 	}
+	q.ca.say(template)
 	ticket, err := q.ca.Issuer.Prepare(template, key, issuer.Meta{
 		Challenge: i.Challenge, RequestDigest: q.csrDigest, Profile: i.Profile, Lineage: i.Lineage, Except: q.profile.LintExceptions(),
 	})

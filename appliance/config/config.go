@@ -75,6 +75,11 @@ type LoadedIssuer struct {
 // SingleRA reports whether one key both signs answers and opens envelopes.
 func (i LoadedIssuer) SingleRA() bool { return i.Keys.SingleRA() }
 
+// GenerationsOf returns the generations of an issuer, by the name that profiles use.
+func (c *Config) GenerationsOf(issuer string) []LoadedIssuer {
+	return slices.DeleteFunc(slices.Clone(c.Issuers), func(i LoadedIssuer) bool { return i.Of != issuer })
+}
+
 // KeyNamed returns the key of that name; Load made sure that it is there.
 func (c *Config) KeyNamed(name string) Key {
 	i := slices.IndexFunc(c.Keys, func(k Key) bool { return k.Name == name })
@@ -332,6 +337,10 @@ func (l *loader) profiles() {
 		if !slices.Contains(issuers, p.Issuer) {
 			l.faults = append(l.faults, policy.Fault{File: p.Source, Line: p.Line, Path: name + ".issuer",
 				Say: fmt.Sprintf("issuer %q is defined nowhere", p.Issuer), Nearest: policy.Nearest(p.Issuer, issuers)})
+		}
+		if n := len(l.c.GenerationsOf(p.Issuer)); n > 1 && !p.Status.PerCA() {
+			l.faults = append(l.faults, policy.Fault{File: p.Source, Line: p.Line, Path: name + ".status",
+				Say: fmt.Sprintf("issuer %q has %d generations, each with lists of its own: say %s in each URL, for the CA's name", p.Issuer, n, policy.CAPlaceholder)})
 		}
 	}
 }

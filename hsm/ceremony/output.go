@@ -352,6 +352,9 @@ func (r *run) nextCA() *issuerOf {
 	if ra, single := made[string(plan.RoleRA)]; single {
 		g.RASign, g.RADecrypt = ra, ra
 	}
+	if ocsp, there := made[string(plan.RoleOCSP)]; there {
+		g.OCSP = &ocsp
+	}
 	if g.CA.Key == "" || g.RASign.Key == "" || g.RADecrypt.Key == "" {
 		return nil
 	}

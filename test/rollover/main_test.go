@@ -125,13 +125,13 @@ func (p *place) configure(t *testing.T, next keysFile) {
 	}
 	keys := cfg["keys"].([]any)
 	for _, k := range next.Keys {
-		if role := k["purpose"]; role == "ca" || role == "ra-sign" || role == "ra-decrypt" {
+		if role := k["purpose"]; role == "ca" || role == "ra-sign" || role == "ra-decrypt" || role == "ocsp" {
 			keys = append(keys, k)
 		}
 	}
 	cfg["keys"] = keys
 	for _, g := range next.Generations {
-		for _, k := range []string{"ca", "ra_sign", "ra_decrypt"} {
+		for _, k := range []string{"ca", "ra_sign", "ra_decrypt", "ocsp"} {
 			c := g[k].(map[string]any)
 			c["certificate"] = filepath.Join("next", c["certificate"].(string))
 		}
