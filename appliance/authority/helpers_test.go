@@ -159,7 +159,9 @@ type world struct {
 	gate  *gate
 	ra    *rsa.PrivateKey
 	raDER []byte
-	ahead atomic.Int64 // nanoseconds by which the clock is ahead
+	later []string          // generations after the first
+	ras   map[string][]byte // their RA certificates
+	ahead atomic.Int64      // nanoseconds by which the clock is ahead
 }
 
 func newWorld(t *testing.T) *world {
@@ -194,7 +196,7 @@ func (w *world) open() {
 	set := must[*policy.Set](t)(policy.Load(policy.Source{Name: "profiles.yaml", Data: []byte(profiles)}))
 	tagger := must[*challenge.Tagger](t)(challenge.NewTagger(bytes.Repeat([]byte{7}, 32)))
 	w.Pipeline = must[*authority.Pipeline](t)(authority.New(authority.Options{
-		Log: w.log, Index: w.index, Policies: set, Tagger: tagger, Issuers: map[string][]authority.CA{"corp": {{Issuer: is, Generation: protocol.Generation{Name: "first", RASign: w.raDER, RADecrypt: w.raDER, CA: der}}}}, Now: func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }, Zap: zap.NewNop(),
+		Log: w.log, Index: w.index, Policies: set, Tagger: tagger, Issuers: w.issuers(authority.CA{Issuer: is, Generation: protocol.Generation{Name: "first", RASign: w.raDER, RADecrypt: w.raDER, CA: der}}), Now: func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }, Zap: zap.NewNop(),
 	}))
 }
 
@@ -248,6 +250,7 @@ type asked struct {
 	signer                   []byte // self-signed if nil
 	csr                      []byte // made from the rest if nil
 	signerKey                *rsa.PrivateKey
+	recipient                []byte // the first generation's RA if nil
 }
 
 // request makes what the gate hands over.
@@ -256,6 +259,9 @@ func (w *world) request(a asked) protocol.Request {
 	csr := a.csr
 	if csr == nil {
 		csr = must[[]byte](w.t)(client.NewCSR(a.key, client.CSR{Subject: pkix.Name{CommonName: a.cn}, DNSNames: a.dns, Challenge: a.challenge}))
+	}
+	if a.recipient == nil {
+		a.recipient = w.raDER
 	}
 	if a.kind == 0 {
 		a.kind = scep.PKCSReq
@@ -266,7 +272,7 @@ func (w *world) request(a asked) protocol.Request {
 	}
 	der := must[[]byte](w.t)(client.BuildRequest(client.Message{
 		Type: a.kind, TransactionID: a.transaction, SenderNonce: bytes.Repeat([]byte{1}, 16), Signer: a.signer, SignerKey: a.signerKey,
-		Recipient: w.raDER, CSR: csr, Cipher: cms.AES128CBC, Digest: crypto.SHA256,
+		Recipient: a.recipient, CSR: csr, Cipher: cms.AES128CBC, Digest: crypto.SHA256,
 	}))
 	signed := must[*cms.Signed](w.t)(cms.ParseSigned(must[[]byte](w.t)(cms.DER(der, cms.DefaultLimits()))))
 	envelope := must[*cms.Envelope](w.t)(cms.ParseEnvelope(signed.Content))

@@ -45,6 +45,10 @@ type Index interface {
 	Serials(ctx context.Context, issuer, after string, ends time.Time, limit int) ([]string, error)
 	CRL(ctx context.Context, issuer string) (store.CRL, error)
 	OpenIntents(ctx context.Context) ([]store.Issuance, error)
+	CurrentCAs(ctx context.Context) (map[string]store.CurrentCA, error)
+	CountCAs(ctx context.Context, now time.Time) ([]store.CACount, error)
+	Fetches(ctx context.Context, profile, generation string, limit int) ([]store.Fetch, int64, error)
+	Fetched(ctx context.Context, profile, generation, source string) (time.Time, error)
 	Pending(ctx context.Context, request string) (store.Pending, error)
 	PendingOf(ctx context.Context, profile, transaction, signer string) (store.Pending, error)
 	DeniedBefore(ctx context.Context, profile, signer, csr string) (store.Pending, error)
@@ -100,6 +104,9 @@ func Run(t *testing.T, open Opener) {
 		{"a poll finds the newest certificate of its transaction", testPolled},
 		{"certificates are listed newest first", testCertificates},
 		{"challenges are listed newest first", testChallenges},
+		{"the newest switch of an issuer stands", testSwitched},
+		{"who was given the next CA is counted by address", testFetches},
+		{"living certificates are counted and listed by CA", testCountCAs},
 		{"lines without effect count", testNoEffect},
 		{"a batch that fails leaves nothing", testAtomic},
 		{"only the next line is taken", testGap},
