@@ -79,11 +79,19 @@ type world struct {
 	ra      []byte // the RA-decrypt certificate
 }
 
+// generation is a CA that signs itself, with an RA.
+func generation(t *testing.T, name, called string, ca *x509.Certificate, key softKey, ra []byte) authority.CA {
+	t.Helper()
+	der := must[[]byte](t)(x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key.PrivateKey))
+	is := must[*issuer.Issuer](t)(issuer.New(name, must[*x509.Certificate](t)(x509.ParseCertificate(der)), key, issuer.Options{}))
+	return authority.CA{Issuer: is, Generation: protocol.Generation{Name: called, RASign: ra, RADecrypt: ra, CA: der}}
+}
+
 // newWorld serves the API to whom the header X-Who names: alice is an
 // administrator, everybody else has the one role that they are called by.
 func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 	t.Helper()
-	w := &world{dir: filepath.Join(t.TempDir(), "audit"), ra: raCertificate(t)}
+	w := &world{dir: filepath.Join(t.TempDir(), "audit"), ra: raCertificate(t, "RA")}
 	index := must[*sqlite.Store](t)(sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "index.db")))
 	t.Cleanup(func() { _ = index.Close() })
 	w.log = must[*audit.Log](t)(audit.Open(t.Context(), audit.Options{
@@ -98,12 +106,13 @@ func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Corp CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(9999 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte{1},
 	}
-	der := must[[]byte](t)(x509.CreateCertificate(rand.Reader, ca, ca, key.Public(), key.PrivateKey))
-	is := must[*issuer.Issuer](t)(issuer.New("corp", must[*x509.Certificate](t)(x509.ParseCertificate(der)), key, issuer.Options{}))
+	first := generation(t, "corp", "first", ca, key, w.ra)
+	ca.Subject.CommonName, ca.NotBefore = "Corp CA 2", time.Now().Add(-time.Minute)
+	next := generation(t, "corp.2027", "2027", ca, key, raCertificate(t, "RA 2"))
 	w.Pipeline = must[*authority.Pipeline](t)(authority.New(authority.Options{
 		Log: w.log, Index: index, Policies: must[*policy.Set](t)(policy.Load(policy.Source{Name: "p.yaml", Data: []byte(profile)})),
 		Tagger:  must[*challenge.Tagger](t)(challenge.NewTagger(bytes.Repeat([]byte{7}, 32))),
-		Issuers: map[string][]authority.CA{"corp": {{Issuer: is, Generation: protocol.Generation{Name: "first", RASign: w.ra, RADecrypt: w.ra, CA: der}}}}, Now: time.Now, Zap: zap.NewNop(),
+		Issuers: map[string][]authority.CA{"corp": {first, next}}, Now: time.Now, Zap: zap.NewNop(),
 	}))
 	rules := acts.Rules{People: []acts.Person{{Name: "alice", ID: "alice", Roles: []acts.Role{acts.Administrator}}}}
 	for _, role := range acts.Roles() {

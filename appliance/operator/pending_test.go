@@ -50,9 +50,9 @@ var deviceKey = sync.OnceValue(func() *rsa.PrivateKey {
 
 // raCertificate is an RA-decrypt certificate of the device's key: nobody here looks
 // at who issued it.
-func raCertificate(t *testing.T) []byte {
+func raCertificate(t *testing.T, name string) []byte {
 	t.Helper()
-	ra := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "RA"}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
+	ra := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
 	return must[[]byte](t)(x509.CreateCertificate(rand.Reader, ra, ra, deviceKey().Public(), deviceKey()))
 }
 
