@@ -13,6 +13,7 @@ import (
 	"github.com/postern-pki/postern/appliance/link"
 	"github.com/postern-pki/postern/audit"
 	"github.com/postern-pki/postern/protocol"
+	"github.com/postern-pki/postern/protocol/status"
 )
 
 // roundTrip fuzzes a message: what is read is written again with the same octets.
@@ -219,4 +220,20 @@ func TestAShortSumIsNone(t *testing.T) {
 			t.Errorf("a head with a hash of %d octets is read", n)
 		}
 	}
+}
+
+func FuzzSignCRL(f *testing.F) {
+	roundTrip(f, encodeSignCRL, decodeSignCRL, signCRLCall{}, signCRLCall{"demo", []byte{0x30, 0}, 1 << 40}, signCRLCall{"", make([]byte, 1<<17), 0})
+}
+
+func FuzzQuestion(f *testing.F) {
+	roundTrip(f, encodeQuestion, decodeQuestion, question{},
+		question{"demo", status.CertID{Hash: crypto.SHA256, NameHash: make([]byte, 32), KeyHash: make([]byte, 64), Serial: strings.Repeat("f", 64)}})
+}
+
+func FuzzStatusList(f *testing.F) {
+	day := time.Unix(1_800_000_000, 0).UTC()
+	roundTrip(f, encodeList, decodeList,
+		status.List{Answer: status.Answer{ThisUpdate: time.Unix(0, 0).UTC(), NextUpdate: time.Unix(-1, 0).UTC()}},
+		status.List{Answer: status.Answer{DER: []byte{0x30, 0}, ThisUpdate: day, NextUpdate: day.Add(time.Hour)}, Number: 7})
 }
