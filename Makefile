@@ -89,6 +89,7 @@ soak: need-test build
 
 bench: need-demo build
 	$(GO) run ./test/load
+	$(GO) run ./test/load -status
 
 # Whether the time of an answer tells what was wrong with a message: some minutes.
 bench-timing: need-demo build

@@ -43,6 +43,7 @@ func main() {
 	n := flag.Int("n", 1500, "enrollments at each step")
 	steps := flag.String("clients", "1,8,32", "`numbers` of clients, a step each")
 	floor := flag.String("floor", "", "measure the floor of the site in this `folder`, and print it (used by the command itself)")
+	status := flag.Bool("status", false, "measure revocation and OCSP in place of enrollment")
 	one := flag.String("one", "", "serve by one process with this configuration `file` (used by the command itself)")
 	flag.Parse()
 	var err error
@@ -51,6 +52,8 @@ func main() {
 		err = measureFloor(ctx, *floor)
 	case *one != "":
 		err = oneProcess(ctx, *one)
+	case *status:
+		err = measureStatus(ctx)
 	default:
 		err = run(ctx, *n, *steps)
 	}

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -118,6 +119,40 @@ func (w *world) rebuilt() {
 		w.t.Errorf("list %v with %d entries after %v with %d", l.Number, len(l.RevokedCertificateEntries), before.Number, len(before.RevokedCertificateEntries))
 	}
 	no(w.t, w.Verify(w.t.Context()))
+}
+
+// Revocations of one second share a list: who revokes a hundred phones makes a few.
+func TestListsAreApart(t *testing.T) {
+	w := newWorld(t)
+	var certs []*x509.Certificate
+	for _, cn := range []string{"a.demo.example", "b.demo.example", "c.demo.example", "d.demo.example", "e.demo.example", "f.demo.example"} {
+		c, _, _ := w.enroll(cn)
+		certs = append(certs, c)
+	}
+	before := len(w.records("crl", "issued"))
+	begin := time.Now()
+	var group sync.WaitGroup
+	for _, c := range certs {
+		group.Go(func() { w.postern(0, "cert", "revoke", serial(c), "--reason", "cessationOfOperation", "--apply") })
+	}
+	group.Wait()
+	for _, c := range certs {
+		w.listed(c)
+	}
+	lists, seconds := len(w.records("crl", "issued"))-before, int(time.Since(begin)/time.Second)
+	if lists > seconds+2 {
+		t.Errorf("%d lists in %d seconds", lists, seconds)
+	}
+	intents := w.records("crl", "intent")
+	for i, r := range intents {
+		if i > 0 && r.Object.Object("crl").Int("number") != intents[i-1].Object.Object("crl").Int("number")+1 {
+			t.Errorf("list %d comes after %d", r.Object.Object("crl").Int("number"), intents[i-1].Object.Object("crl").Int("number"))
+		}
+	}
+	w.postern(1, "cert", "revoke", serial(certs[0]), "--reason", "superseded", "--apply") // it is revoked
+	if out, _ := w.postern(0, "cert", "show", serial(certs[0])); !strings.Contains(out, "for cessationOfOperation") {
+		t.Errorf("cert show: %s", out)
+	}
 }
 
 // What is not a question about a certificate of ours gets an answer that nobody signed.
