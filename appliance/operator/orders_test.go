@@ -53,7 +53,7 @@ func must2[A, B any](a A, b B, err error) func(*testing.T) (A, B) {
 // rules make everybody but "no" known: registration officers, and an auditor.
 func (o office) rules(t *testing.T) func(*operator.Options) {
 	return func(opt *operator.Options) {
-		opt.Rules.TwoPerson = []string{acts.CreateChallenge, acts.CreateChallenges, acts.RevokeChallenge}
+		opt.Rules.TwoPerson = []string{acts.CreateChallenge, acts.CreateChallenges, acts.RevokeChallenge, acts.RevokeCertificate}
 		for name := range o {
 			role := acts.RegistrationOfficer
 			switch name {
@@ -345,6 +345,7 @@ func TestOnePersonDoesNotDoWhatTakesTwo(t *testing.T) {
 		{http.MethodPost, "/api/v1/challenges", one, "challenge.create"},
 		{http.MethodPost, "/api/v1/challenges", two, "challenge.batch"},
 		{http.MethodDelete, "/api/v1/challenges/x", "", "challenge.revoke"},
+		{http.MethodDelete, "/api/v1/certificates/0a?reason=superseded", "", "certificate.revoke"},
 	} {
 		p := w.do(t, tt.method, tt.path, tt.body).problem(t)
 		if !strings.Contains(p.Error, tt.act+" takes 2 people") || !strings.Contains(p.Hint, "--act") {

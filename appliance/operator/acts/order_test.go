@@ -120,6 +120,15 @@ func TestWhatIsNoOrder(t *testing.T) {
 		"a ruling on anything": good(func(s *acts.Signed) {
 			s.Order.Act, s.Order.Parameters = acts.ApprovePending, acts.Parameters{Pending: "x", Reason: "x"}
 		}),
+		"a revocation for nothing": good(func(s *acts.Signed) {
+			s.Order.Act, s.Order.Parameters = acts.RevokeCertificate, acts.Parameters{Certificate: "0a"}
+		}),
+		"a revocation of nothing": good(func(s *acts.Signed) {
+			s.Order.Act, s.Order.Parameters = acts.RevokeCertificate, acts.Parameters{Reason: "superseded"}
+		}),
+		"a revocation of two things": good(func(s *acts.Signed) {
+			s.Order.Act, s.Order.Parameters = acts.RevokeCertificate, acts.Parameters{Certificate: "0a", Reason: "superseded", Challenge: "c"}
+		}),
 		"no place":              good(func(s *acts.Signed) { s.Order.Place = acts.Place{} }),
 		"a place far away":      good(func(s *acts.Signed) { s.Order.Place.Size = 1 << 60 }),
 		"a hash in capitals":    good(func(s *acts.Signed) { s.Order.Place.Last = strings.ToUpper(s.Order.Place.Last) }),
