@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -87,7 +88,15 @@ func (a *app) crlCmd() *cobra.Command {
 			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/publication", nil, &all); err != nil {
 				return err
 			}
-			done := published{Dir: dir}
+			if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // a web server reads it
+				return failed("may you write there?", "%w", err)
+			}
+			root, err := os.OpenRoot(dir)
+			if err != nil {
+				return failed("", "%w", err)
+			}
+			defer func() { _ = root.Close() }()
+			done := published{Dir: dir, root: root}
 			for _, name := range all.Issuers {
 				if err := a.publish(cmd, &done, name, noOCSP); err != nil {
 					return err
@@ -110,10 +119,12 @@ type published struct {
 	CRLs    int    `json:"crls"`
 	Answers int    `json:"ocsp"`
 	Removed int    `json:"removed"`
+
+	root *os.Root // of Dir: what lies in it leads nowhere else
 }
 
 func (a *app) publish(cmd *cobra.Command, done *published, name string, noOCSP bool) error {
-	answers := filepath.Join(done.Dir, "ocsp", name)
+	answers := filepath.Join("ocsp", name)
 	for after, first := "", true; first || after != ""; first = false {
 		var p operator.Publication
 		q := url.Values{"issuer": {name}, "after": {after}}
@@ -121,7 +132,7 @@ func (a *app) publish(cmd *cobra.Command, done *published, name string, noOCSP b
 			return err
 		}
 		if first {
-			err := errors.Join(publishFile(filepath.Join(done.Dir, "crl", name+".crl"), p.CRL), publishFile(filepath.Join(done.Dir, "ca", name+".cer"), p.CA))
+			err := errors.Join(done.put(filepath.Join("crl", name+".crl"), p.CRL), done.put(filepath.Join("ca", name+".cer"), p.CA))
 			if err != nil {
 				return failed("may you write into that folder?", "%w", err)
 			}
@@ -134,56 +145,54 @@ func (a *app) publish(cmd *cobra.Command, done *published, name string, noOCSP b
 			// As a server finds it whose URL was unescaped: base64 has slashes, which
 			// become folders, and two of them one.
 			path := filepath.Join(answers, filepath.FromSlash(base64.StdEncoding.EncodeToString(one.Request)))
-			if err := publishFile(path, one.Response); err != nil {
+			if err := done.put(path, one.Response); err != nil {
 				return failed("may you write into that folder?", "%w", err)
 			}
 			done.Answers++
 		}
 		after = p.After
 	}
-	removed, err := prune(answers, time.Now())
-	done.Removed += removed
-	return err
+	return done.prune(answers, time.Now())
 }
 
-// publishFile writes a file that others may read, whole or not at all.
-func publishFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+// put writes a file that others may read, whole or not at all.
+func (p *published) put(path string, data []byte) error {
+	if err := p.root.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
+	fresh := filepath.Join(filepath.Dir(path), ".new-"+rand.Text())
+	f, err := p.root.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
+	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = p.root.Rename(fresh, path)
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+		return errors.Join(err, p.root.Remove(fresh))
 	}
 	return nil
 }
 
 // prune removes the answers that have ended, and no other file.
-func prune(dir string, now time.Time) (removed int, err error) {
-	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+func (p *published) prune(dir string, now time.Time) error {
+	return fs.WalkDir(p.root.FS(), filepath.ToSlash(dir), func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
-		data, err := os.ReadFile(path)
+		data, err := p.root.ReadFile(path)
 		if err != nil {
 			return err
 		}
 		if r, err := ocsp.ParseResponse(data, nil); err != nil || now.Before(r.NextUpdate) {
 			return nil
 		}
-		removed++
-		return os.Remove(path)
+		p.Removed++
+		return p.root.Remove(path)
 	})
-	return removed, err
 }

@@ -283,7 +283,7 @@ func FuzzResponseData(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%x is read as %+v, which is no answer: %v", b, d.Answer, err)
 		}
-		if ours, err := issuer.ParseResponseData(again); err != nil || fmt.Sprintf("%+v", ours.Answer.ThisUpdate) != fmt.Sprintf("%+v", d.ThisUpdate) || ours.Serial != d.Serial || (ours.Revoked == nil) != (d.Revoked == nil) {
+		if ours, err := issuer.ParseResponseData(again); err != nil || fmt.Sprintf("%+v", ours.ThisUpdate) != fmt.Sprintf("%+v", d.ThisUpdate) || ours.Serial != d.Serial || (ours.Revoked == nil) != (d.Revoked == nil) {
 			t.Errorf("%x is read as %+v, and made again as %+v", b, d, ours)
 		}
 	})

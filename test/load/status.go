@@ -162,8 +162,9 @@ func (a *asker) ask(request []byte, ca *x509.Certificate) error {
 	if err != nil {
 		return err
 	}
+	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
-	if err = joinClose(err, resp.Body); err != nil {
+	if err != nil {
 		return err
 	}
 	if resp.StatusCode != http.StatusOK || len(body) < 200 {
@@ -171,13 +172,6 @@ func (a *asker) ask(request []byte, ca *x509.Certificate) error {
 		return fmt.Errorf("an answer %s of %d octets: %w", resp.Status, len(body), err)
 	}
 	return nil
-}
-
-func joinClose(err error, c io.Closer) error {
-	if cerr := c.Close(); err == nil {
-		err = cerr
-	}
-	return err
 }
 
 // listDelay revokes one certificate after another, and waits for the list.
@@ -215,9 +209,7 @@ func names(ctx context.Context, h *http.Client, url string, c *x509.Certificate)
 	if err != nil {
 		return false, err
 	}
+	defer func() { _ = resp.Body.Close() }()
 	der, err := io.ReadAll(resp.Body)
-	if err = joinClose(err, resp.Body); err != nil {
-		return false, err
-	}
-	return bytes.Contains(der, c.SerialNumber.Bytes()), nil
+	return bytes.Contains(der, c.SerialNumber.Bytes()), err
 }
