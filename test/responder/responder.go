@@ -49,6 +49,7 @@ type Faults struct {
 	Ident     bool   // a message that is unknown is 404 to GetCACert
 	Broken    string // the body of a 500 to what is no message
 	NoRefusal string // the body of a 400 in place of each refusal
+	HangUp    bool   // on what is no message
 
 	Digest      crypto.Hash // of replies
 	Attributes  func([]cms.Attribute) []cms.Attribute
@@ -257,6 +258,9 @@ func (s *Server) write(w http.ResponseWriter, kind string, body []byte) {
 func (s *Server) message(w http.ResponseWriter, body []byte, err error) {
 	m, ok := readMessage(body)
 	if err != nil || !ok {
+		if s.HangUp {
+			panic(http.ErrAbortHandler)
+		}
 		if s.Broken != "" {
 			http.Error(w, s.Broken, http.StatusInternalServerError)
 			return

@@ -154,7 +154,7 @@ func (p *prober) identifiers(ctx context.Context, plain []byte) error {
 		}
 		same := a.status == http.StatusOK && bytes.Equal(a.body, plain)
 		switch {
-		case a.status >= 500:
+		case a.status >= 500, a.status == 0:
 			wrong = append(wrong, fmt.Sprintf("message=%s: HTTP status %d", ident, a.status))
 		case !same && ident != "1":
 			wrong = append(wrong, fmt.Sprintf("message=%s: another answer, HTTP status %d", ident, a.status))

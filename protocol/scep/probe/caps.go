@@ -205,7 +205,7 @@ func parseCerts(ber []byte) ([]*x509.Certificate, error) {
 
 // cached notes an answer that a proxy may keep.
 func (p *prober) cached(a *answer, what string) {
-	if !strings.Contains(strings.ToLower(a.header.Get("Cache-Control")), "no-store") {
+	if a.status != 0 && !strings.Contains(strings.ToLower(a.header.Get("Cache-Control")), "no-store") {
 		p.note("http.cache", what)
 	}
 }

@@ -85,10 +85,7 @@ func (p *prober) ask(ctx context.Context, method, suffix, query string, body []b
 	}
 	resp, err := p.http.Do(req)
 	if err != nil {
-		if e, ok := errors.AsType[*url.Error](err); ok { // it repeats the URL
-			err = e.Err
-		}
-		return nil, fmt.Errorf("scep probe: %w", err)
+		return p.noAnswer(ctx, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.TLS != nil {
@@ -96,9 +93,22 @@ func (p *prober) ask(ctx context.Context, method, suffix, query string, body []b
 	}
 	a := &answer{status: resp.StatusCode, kind: resp.Header.Get("Content-Type"), header: resp.Header}
 	if a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer)); err != nil {
-		return nil, fmt.Errorf("scep probe: reading the answer: %w", err)
+		return p.noAnswer(ctx, err)
 	}
+	p.answered = true
 	return a, nil
+}
+
+// noAnswer makes an answer of status 0 of what a server does not answer that has
+// answered before: that it hangs up is found, and ends nothing.
+func (p *prober) noAnswer(ctx context.Context, err error) (*answer, error) {
+	if e, ok := errors.AsType[*url.Error](err); ok { // it repeats the URL
+		err = e.Err
+	}
+	if !p.answered || ctx.Err() != nil || errors.Is(err, ErrInsecure) {
+		return nil, fmt.Errorf("scep probe: %w", err)
+	}
+	return &answer{header: http.Header{}, body: []byte("no answer: " + err.Error())}, nil
 }
 
 // transport reports what the first question's connection showed.

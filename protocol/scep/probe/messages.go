@@ -43,14 +43,14 @@ func (p *prober) message(ctx context.Context, der []byte) (*answer, error) {
 func (p *prober) checkBroken(ctx context.Context) error {
 	report := func(id string, a *answer) {
 		switch {
-		case a.status >= 500:
+		case a.status >= 500, a.status == 0:
 			p.add(Wrong, id, "HTTP status %d: %.80s", a.status, a.body)
 		case a.status >= 400:
 			p.add(OK, id, "HTTP status %d", a.status)
 		default:
 			p.add(Info, id, "HTTP status %d", a.status)
 		}
-		if parserWords.Match(a.body) {
+		if a.status != 0 && parserWords.Match(a.body) {
 			p.note("reply.words", fmt.Sprintf("%s: %.100s", id, clean(string(a.body))))
 		}
 	}
@@ -334,7 +334,7 @@ func (p *prober) checkPaths(ctx context.Context) error {
 		switch {
 		case a.status == http.StatusOK && bytes.Equal(a.body, want.body):
 			taken = append(taken, suffix)
-		case a.status >= 500:
+		case a.status >= 500, a.status == 0:
 			wrong = append(wrong, fmt.Sprintf("%s: HTTP status %d", suffix, a.status))
 		}
 	}

@@ -111,6 +111,8 @@ type prober struct {
 	seen  map[string][]string // of replies: what is wrong, in answers to what
 	nonce map[string]bool     // senderNonces of replies
 	reads int                 // replies that were read
+
+	answered bool // anything
 }
 
 // Run probes a server. An error says that it could not be asked, or that it must

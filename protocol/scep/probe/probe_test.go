@@ -101,6 +101,7 @@ func faults(t *testing.T) map[string]fault {
 		"fails with a 500":        {func(s *responder.Server) { s.Broken = "panic: index out of range" }, "bad.truncated", probe.Wrong, "500"},
 		"fails with words":        {func(s *responder.Server) { s.Broken = "panic: index out of range" }, "reply.words", probe.Weak, "panic"},
 		"is 500 for base64":       {func(s *responder.Server) { s.Broken = "oops" }, "bad.base64", probe.Wrong, "oops"},
+		"hangs up":                {func(s *responder.Server) { s.HangUp = true }, "bad.truncated", probe.Wrong, "no answer"},
 		"refuses by HTTP":         {func(s *responder.Server) { s.NoRefusal = "no" }, "reply.read", probe.Wrong, "HTTP status 400"},
 		"is an oracle":            {func(s *responder.Server) { s.Oracle = true }, "bad.envelope", probe.Wrong, "RSA padding"},
 		"takes DES":               {func(s *responder.Server) { s.Takes = []string{"DES"} }, "alg.des", probe.Wrong, "read"},

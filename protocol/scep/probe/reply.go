@@ -65,7 +65,7 @@ func (p *prober) judge(a *answer, m *message, what string) verdict {
 	p.cached(a, what)
 	rep, err := client.Inspect(&client.Reply{DER: a.body})
 	if a.status != http.StatusOK || err != nil {
-		if parserWords.Match(a.body) && a.status != http.StatusOK {
+		if parserWords.Match(a.body) && a.status != http.StatusOK && a.status != 0 {
 			p.note("reply.words", fmt.Sprintf("%s: %.100s", what, clean(string(a.body))))
 		}
 		p.note("reply.read", fmt.Sprintf("%s: HTTP status %d, %v", what, a.status, err))
