@@ -3,9 +3,11 @@ package device
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/postern-pki/postern/test/site"
 )
@@ -24,6 +26,7 @@ func TestMain(m *testing.M) {
 	manual := site.Profiles[strings.Index(site.Profiles, "  - name: interop"):]
 	manual = strings.Replace(manual, "name: interop", "name: manual", 1)
 	manual = strings.Replace(manual, "approve: automatic", "approve: manual", 1)
+	manual += "    status: {crl: [\"http://pki.demo.example/crl/demo.crl\"]}\n"
 	os.Exit(site.Main(context.Background(), site.Profiles+manual, func(s *site.Site) int { shared = s; return m.Run() }))
 }
 
@@ -197,6 +200,34 @@ func TestGetCert(tt *testing.T) {
 	ask(0, "interop", "--in", t.path("asked"), "--digest", "SHA-512", "--cipher", "AES-256-CBC", "--method", "GET")
 	ask(1, "interop", "--serial", "7777")
 	ask(1, "demo", "--serial", serial) // it is of another profile
+}
+
+// A revocation is in the list that a device asks for, at the latest in the next.
+//
+// Covers: S-162
+func TestGetCRL(tt *testing.T) {
+	t := newTester(tt)
+	serial := t.enroll(0, "interop", "listed")["serial"].(string)
+	ask := func(folder string) map[string]any {
+		t.Helper()
+		args := append([]string{"scep", "getcrl"}, t.server("interop")...)
+		return t.postern(0, "", append(args, "--in", t.path("listed"), "--out", t.path(folder))...)
+	}
+	first := ask("first")
+	if first["status"] != "good" || first["serial"] != serial {
+		t.Errorf("got %v", first)
+	}
+	t.postern(0, "", "cert", "revoke", serial, "--reason", "keyCompromise", "--apply")
+	next := map[string]any{}
+	for end := time.Now().Add(20 * time.Second); next["status"] != "revoked" && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		next = ask(fmt.Sprint("next-", time.Now().UnixNano()))
+	}
+	if next["status"] != "revoked" || next["reason"] != 1.0 || next["number"] == first["number"] {
+		t.Errorf("got %v after %v", next, first)
+	}
+	if out, errOut, code := site.Run(t.Context(), nil, "openssl", "crl", "-in", t.path("first", "crl.pem"), "-CAfile", t.s.CA(), "-noout"); code != 0 {
+		t.Errorf("openssl crl: %s%s", out, errOut)
+	}
 }
 
 // All profiles, also one whose requests wait, are right to a probe.

@@ -193,27 +193,15 @@ func (s *Server) crl() []byte {
 	if err != nil {
 		s.t.Error(err)
 	}
-	out, err := asn1.Marshal(contentInfo{signedData, asn1.RawValue{Class: 2, Tag: 0, IsCompound: true, Bytes: mustMarshal(crlSet{
-		Version: 1, Digests: asn1.RawValue{FullBytes: []byte{0x31, 0}}, Content: struct{ Type asn1.ObjectIdentifier }{data},
-		CRLs: asn1.RawValue{Class: 2, Tag: 1, IsCompound: true, Bytes: der}, Signers: asn1.RawValue{FullBytes: []byte{0x31, 0}},
-	})}})
+	out, err := cms.CRLOnly(der)
 	if err != nil {
 		s.t.Error(err)
 	}
 	return out
 }
 
-func mustMarshal(v any) []byte {
-	der, err := asn1.Marshal(v)
-	if err != nil {
-		panic(err)
-	}
-	return der
-}
-
 var (
 	data          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}
-	signedData    = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
 	envelopedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 3}
 	singleDES     = asn1.ObjectIdentifier{1, 3, 14, 3, 2, 7}
 	aes128        = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 2}
@@ -222,14 +210,6 @@ var (
 type contentInfo struct {
 	Type    asn1.ObjectIdentifier
 	Content asn1.RawValue
-}
-
-type crlSet struct {
-	Version int
-	Digests asn1.RawValue
-	Content struct{ Type asn1.ObjectIdentifier }
-	CRLs    asn1.RawValue
-	Signers asn1.RawValue
 }
 
 type recipient struct {
