@@ -195,7 +195,9 @@ func tlv(tag byte, parts ...[]byte) []byte {
 }
 
 // crlSet is a SignedData without signers, with these certificates and CRLs.
-func crlSet(certificates, crls []byte) []byte {
+func crlSet(certificates, crls []byte) []byte { return crlSetOf(certificates, crls, nil) }
+
+func crlSetOf(certificates, crls, signers []byte) []byte {
 	signedData := []byte{6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 2}
 	data := []byte{0x30, 11, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 7, 1}
 	parts := [][]byte{{2, 1, 1}, {0x31, 0}, data}
@@ -205,7 +207,7 @@ func crlSet(certificates, crls []byte) []byte {
 	if crls != nil {
 		parts = append(parts, tlv(0xa1, crls))
 	}
-	return tlv(0x30, signedData, tlv(0xa0, tlv(0x30, append(parts, []byte{0x31, 0})...)))
+	return tlv(0x30, signedData, tlv(0xa0, tlv(0x30, append(parts, tlv(0x31, signers))...)))
 }
 
 func TestCRL(t *testing.T) {
@@ -226,6 +228,7 @@ func TestCRL(t *testing.T) {
 		"none":                    {crlSet(nil, nil), "there is none"},
 		"two":                     {crlSet(nil, append(bytes.Clone(good), good...)), "several"},
 		"a certificate beside it": {crlSet(s.ca.Raw, good), "a certificate"},
+		"a signer beside it":      {crlSetOf(nil, good, []byte{0x30, 0}), "a signer"},
 		"of another key":          {crlSet(nil, revocations(t, s, nil, otherKey, s.ca)), "verification"},
 		"of another issuer":       {crlSet(nil, revocations(t, s, nil, rootKey, s.root)), "another issuer"},
 		"an old one": {crl(func(l *x509.RevocationList) {
