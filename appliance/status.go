@@ -16,6 +16,7 @@ import (
 	"github.com/postern-pki/postern/appliance/operator"
 	"github.com/postern-pki/postern/appliance/rpc"
 	"github.com/postern-pki/postern/audit"
+	"github.com/postern-pki/postern/policy"
 )
 
 const (
@@ -115,6 +116,7 @@ func (a *Authority) howItIs(ctx context.Context) operator.Status {
 		}
 		expiry(i.Name+" ra-decrypt", i.RADecrypt)
 	}
+	s.Weaker = append(s.Weaker, weakerProfiles(a.cfg.Policies)...)
 	for _, i := range a.cfg.Issuers {
 		if c := i.Status.OCSP; c != nil {
 			expiry(i.Name+" ocsp", c)
@@ -155,4 +157,21 @@ func (a *Authority) deviceURL(profile string) string {
 		base = "https://" + a.env.Devices
 	}
 	return base + "/scep/" + profile
+}
+
+// weakerProfiles says what profiles allow their clients that is weaker than need be.
+func weakerProfiles(set *policy.Set) (out []string) {
+	for _, name := range set.Names() {
+		p, _ := set.Profile(name)
+		if p.Clients.SHA1 {
+			out = append(out, "profile "+name+" takes messages that are signed with SHA-1: postern report clients names who sends them")
+		}
+		if p.Clients.DES3 {
+			out = append(out, "profile "+name+" takes messages that are encrypted with triple DES: postern report clients names who sends them")
+		}
+		if p.Clients.AnySigner {
+			out = append(out, "profile "+name+" takes requests that another key signed: whoever sees one on its way can sign it anew, and use up its challenge")
+		}
+	}
+	return out
 }

@@ -272,7 +272,7 @@ func encrypt(rand io.Reader, content []byte, c Cipher) (key, iv, text []byte, er
 	}
 	pad := info.size - len(content)%info.size
 	text = append(bytes.Clone(content), bytes.Repeat([]byte{byte(pad)}, pad)...)
-	cipher.NewCBCEncrypter(block, iv).CryptBlocks(text, text) //nolint:gosec // the IV was just read from rand
+	cipher.NewCBCEncrypter(block, iv).CryptBlocks(text, text)
 	return key, iv, text, nil
 }
 

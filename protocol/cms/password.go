@@ -160,7 +160,7 @@ func (p *Password) wrap(random io.Reader, password, key []byte) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrAlgorithm, err)
 	}
-	chain := cipher.NewCBCEncrypter(block, p.iv) //nolint:gosec // the IV is random
+	chain := cipher.NewCBCEncrypter(block, p.iv)
 	chain.CryptBlocks(out, out)
 	chain.CryptBlocks(out, out)
 	p.wrapped = out

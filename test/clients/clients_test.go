@@ -222,3 +222,17 @@ func TestKilobytesForAChallenge(t *testing.T) {
 		}
 	}
 }
+
+// What profiles allow that is weaker than need be is said.
+func TestStatusNamesWeakerProfiles(t *testing.T) {
+	status := must(shared.Status(t.Context()))(t)
+	all := fmt.Sprint(status["weaker"])
+	for _, want := range []string{"profile old takes messages that are signed with SHA-1", "profile old takes messages that are encrypted with triple DES", "profile helped takes requests that another key signed"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("%q is not in %s", want, all)
+		}
+	}
+	if strings.Contains(all, "profile demo") || strings.Contains(all, "profile curves") {
+		t.Errorf("too much is called weak: %s", all)
+	}
+}
