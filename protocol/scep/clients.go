@@ -74,13 +74,20 @@ func (x *exchange) oddMessage(m Message) {
 	}
 }
 
+// minSigner is the shortest modulus that a signature is verified by, in bits: as
+// package rsa has it. There is room in it for any content key.
+const minSigner = 1024
+
 // encryptable says why no answer could be encrypted for a signer, or "": to its RSA
 // key, or for a new enrollment by an ECDSA key under the challenge, where the
 // profile has it so (RFC 8894, section 3.1). Who is none of both is told before
-// anything is opened.
+// anything is opened: a certificate that could not be sent must not be issued.
 func (x *exchange) encryptable(signer *cms.Certificate) (why string) {
-	switch signer.PublicKey.(type) {
+	switch pub := signer.PublicKey.(type) {
 	case *rsa.PublicKey:
+		if pub.N.BitLen() < minSigner {
+			return whyShort
+		}
 		return ""
 	case *ecdsa.PublicKey:
 		switch {

@@ -24,10 +24,6 @@ import (
 // to, from the message's arrival.
 const grid = 50 * time.Millisecond
 
-// pkcs1Overhead is what PKCS #1 v1.5 encryption adds, in octets (RFC 8017, section
-// 7.2.1).
-const pkcs1Overhead = 11
-
 var errKey = errors.New("scep: the RA-decrypt certificate has no RSA key")
 
 // A refusal is the gate's own no. Why is for the log, from a closed set.
@@ -40,6 +36,7 @@ type refusal struct {
 const (
 	whyNotRSA      = "signer's key is not RSA"
 	whyNoChallenge = "signer's key is not RSA, and this message has no challenge"
+	whyShort       = "signer's key is too short"
 )
 
 // say is what the device is told. For BadProof it is one text whatever the why.
@@ -55,6 +52,8 @@ func say(k protocol.Kind, why string) string {
 			return "SCEP needs an RSA key: nothing can be encrypted to the key that signed the message"
 		case whyNoChallenge:
 			return "nothing can be encrypted to the key that signed the message: enroll anew, with a challenge"
+		case whyShort:
+			return "the key that signed the message is too short"
 		}
 		return "the message uses an algorithm that is not allowed"
 	case protocol.Unsupported:
@@ -220,11 +219,6 @@ func (x *exchange) submit(ctx context.Context, signed *cms.Signed) (o protocol.O
 		return o, 0, x.unopened(no), nil
 	}
 	c = envelope.Cipher
-	// A certificate that could not be sent must not be issued. A key that verifies
-	// also encrypts, if there is room in it for the reply's content key.
-	if pub, ok := signed.Signer.PublicKey.(*rsa.PublicKey); ok && pub.Size() < replyCipher(x.service, c).KeySize()+pkcs1Overhead {
-		return o, c, &refusal{protocol.BadAlgorithm, "signer's key is too short"}, nil
-	}
 	ours, err := x.issuedByUs(signed.Signer)
 	if err != nil {
 		return o, c, nil, err

@@ -5,9 +5,12 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
+	"math/big"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/postern-pki/postern/protocol"
@@ -76,6 +79,23 @@ func TestOddSigners(t *testing.T) {
 		}
 		if got := w.submitted[0].Client.Traits&protocol.TraitOddCertificate != 0; got != c.odd {
 			t.Errorf("%s: traits %v", what, w.submitted[0].Client.Traits.Words())
+		}
+	}
+}
+
+// A key that is too short to be verified by is told so, as routers of old that sign
+// with 512 bits would else be told that their signature is wrong.
+func TestShortSigner(t *testing.T) {
+	w := newWorld(t)
+	d := w.device.parsed(t)
+	for bits, want := range map[uint]string{512: "the key that signed the message is too short", 1023: "the key that signed the message is too short", 1024: "the message does not prove what it says"} {
+		n := new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), bits), big.NewInt(1))
+		short := certificate(t, &rsa.PublicKey{N: n, E: 65537}, nil, d.RawSerial, d.RawIssuer, tlv(0x30, tlv(0x17, []byte("000101000000Z")), tlv(0x17, []byte("491231235959Z"))))
+		r := w.certRep(t, w.post(t, w.message(t, func(r *request) {
+			r.message = func(b []byte) []byte { return withCertificate(t, b, short) }
+		})))
+		if r.status != "2" || !strings.HasPrefix(r.failText, want) || w.decrypts != 0 {
+			t.Errorf("%d bits: status %q, failInfo %q, %q", bits, r.status, r.failInfo, r.failText)
 		}
 	}
 }
