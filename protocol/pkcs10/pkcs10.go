@@ -63,7 +63,7 @@ type Request struct {
 
 	PublicKey          crypto.PublicKey // nil if its type is none of RSA, ECDSA and Ed25519
 	Subject            []Name           // in the order of the request
-	Challenge          *Password        // nil if there is none
+	Challenge          *Password        // nil if there is none, or an empty one
 	DNSNames           []string         // of subjectAltName, as are the next four
 	Emails             []string
 	URIs               []string
@@ -232,12 +232,12 @@ func readChallenge(values cryptobyte.String) (*Password, error) {
 		return nil, malformed("challengePassword is not one value")
 	}
 	switch tag {
-	case cbasn1.PrintableString, cbasn1.UTF8String, cbasn1.IA5String, cbasn1.T61String, tagBMP:
+	case cbasn1.PrintableString, cbasn1.UTF8String, cbasn1.IA5String, cbasn1.T61String, tagBMP, tagUniversal, tagVisible, tagNumeric:
 	default:
 		return nil, malformed("string type of challengePassword")
 	}
 	s, err := decodeString(tag, content)
-	if err != nil {
+	if err != nil || s == "" { // which a renewal may have in the place of none
 		return nil, err
 	}
 	return newPassword([]byte(s)), nil

@@ -91,7 +91,10 @@ func TestChallengeStrings(t *testing.T) {
 		"BMPString":                 {el(0x1e, []byte("\x00s\x00\xe9")), "sé", nil},
 		"BMPString with a pair":     {el(0x1e, []byte("\xd8\x3d\xde\x00")), "😀", nil},
 		"a NUL is kept":             {el(0x0c, []byte("a\x00b")), "a\x00b", nil},
-		"an empty one":              {el(0x0c), "", nil},
+		"UniversalString":           {el(0x1c, []byte("\x00\x00\x00s\x00\x01\xf6\x00")), "s😀", nil},
+		"VisibleString":             {el(0x1a, []byte("secret")), "secret", nil},
+		"NumericString":             {el(0x12, []byte("0123")), "0123", nil},
+		"part of a UniversalString": {el(0x1c, []byte("\x00\x00s")), "", cms.ErrMalformed},
 		"eight kilobytes":           {el(0x0c, bytes.Repeat([]byte("x"), 8192)), strings.Repeat("x", 8192), nil},
 		"half a BMP character":      {el(0x1e, []byte("\x00s\x00")), "", cms.ErrMalformed},
 		"half a pair":               {el(0x1e, []byte("\xd8\x3d")), "", cms.ErrMalformed},
@@ -112,8 +115,10 @@ func TestChallengeStrings(t *testing.T) {
 			}
 		})
 	}
-	if r := parse(t, build(t, form{})); r.Challenge != nil {
-		t.Error("a challenge out of nothing")
+	for name, f := range map[string]form{"nothing": {}, "an empty one": {attributes: [][]byte{attribute(t, challenge, el(0x0c))}}} {
+		if r := parse(t, build(t, f)); r.Challenge != nil {
+			t.Errorf("a challenge out of %s", name)
+		}
 	}
 }
 
