@@ -131,12 +131,30 @@ func runEnvelope(t *testing.T, v vector) error {
 	if got := e.Cipher.String(); got != v.head["cipher"] {
 		t.Errorf("cipher %s, want %s", got, v.head["cipher"])
 	}
-	key := parseKey(t, v.files["key.pem"]).(*rsa.PrivateKey)
-	content, err := openWith(e, key)
+	var content []byte
+	if password := v.head["password"]; password != "" {
+		content, err = openByPassword(e, password)
+	} else {
+		content, err = openWith(e, parseKey(t, v.files["key.pem"]).(*rsa.PrivateKey))
+	}
 	if err == nil {
 		v.equal(t, "content.hex", content)
 	}
 	return err
+}
+
+// openByPassword tries the password on each recipient that is by one.
+func openByPassword(e *cms.Envelope, password string) ([]byte, error) {
+	err := fmt.Errorf("no password")
+	for _, p := range e.Passwords {
+		secret, kerr := p.Key([]byte(password), e.Cipher.KeySize())
+		if kerr != nil {
+			err = kerr
+			continue
+		}
+		return e.Open(secret)
+	}
+	return nil, err
 }
 
 // openWith tries the key on each recipient; a server must choose one instead.
@@ -158,6 +176,9 @@ func openWith(e *cms.Envelope, key *rsa.PrivateKey) ([]byte, error) {
 // unwrap returns the content key.
 func unwrap(key *rsa.PrivateKey, r cms.Recipient, c cms.Cipher) ([]byte, error) {
 	secret := make([]byte, c.KeySize())
+	if r.OAEPHash != 0 {
+		return key.Decrypt(nil, r.EncryptedKey, &rsa.OAEPOptions{Hash: r.OAEPHash, MGFHash: r.OAEPMGF})
+	}
 	//lint:ignore SA1019 it is the key transport that clients have
 	err := rsa.DecryptPKCS1v15SessionKey(nil, key, r.EncryptedKey, secret) //nolint:staticcheck // it is the key transport that clients have
 	return secret, err
