@@ -9,16 +9,19 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
+	"math/big"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/postern-pki/postern/protocol/cms"
 	"github.com/postern-pki/postern/protocol/scep"
@@ -155,6 +158,31 @@ func renewals(t *testing.T, d *site.Device, cert *x509.Certificate, key *ecdsa.P
 	}
 }
 
+// Somebody else's envelope, signed anew by an ECDSA key, is the one answer of all
+// that proves nothing, also where the signer says to be of the CA: an answer under a
+// challenge is no way to find out what an envelope holds.
+// Covers: S-087, S-103
+func TestAnEnvelopeOfSomebodyElse(t *testing.T) {
+	const cn = "victim.demo.example"
+	d := at(t, "curves")
+	secret := challenge(t, "curves", cn)
+	m := signed(t, device, request(t, device, cn, secret))
+	envelope := must(cms.ParseSigned(must(d.Request(m))(t).DER))(t).Content
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	self := must(site.SelfSigned(key, pkix.Name{CommonName: "device"}, time.Now(), time.Now().Add(time.Hour)))(t)
+	template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: cn}, NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
+	forged := must(x509.CreateCertificate(rand.Reader, template, &x509.Certificate{RawSubject: d.CA.CA.RawSubject}, key.Public(), key))(t)
+	for who, cert := range map[string][]byte{"a stranger": self, "one in the CA's name": forged} {
+		for what, content := range map[string][]byte{"as it was": envelope, "garbled": append(bytes.Clone(envelope[:len(envelope)-1]), envelope[len(envelope)-1]^1)} {
+			rep := read(t, must(d.Post(t.Context(), signedBy(t, cert, key, content)))(t).DER)
+			if rep.FailInfo != scep.BadMessageCheck || !strings.HasPrefix(rep.FailInfoText, "the message does not prove what it says (request ") || rep.Signed.Content != nil {
+				t.Errorf("%s, %s: status %d, failInfo %d, %q", who, what, rep.Status, rep.FailInfo, rep.FailInfoText)
+			}
+		}
+	}
+	toRSA(t, send(t, d, m), cms.AES128CBC) // the challenge is as good as before
+}
+
 // A device may sign with an RSA key that can have the answer, where its profile has
 // it so, and have its other key certified.
 // Covers: S-173
@@ -197,13 +225,20 @@ func TestOAEP(t *testing.T) {
 func resigned(t *testing.T, message, envelope []byte) []byte {
 	t.Helper()
 	s := must(cms.ParseSigned(message))(t)
-	var attributes []cms.Attribute
-	for _, a := range s.Attributes {
-		if a.Type.Equal(scep.OIDTransactionID) || a.Type.Equal(scep.OIDMessageType) || a.Type.Equal(scep.OIDSenderNonce) {
-			attributes = append(attributes, a)
-		}
-	}
-	return must(cms.Sign(cms.SignOptions{Certificate: s.Signer, Key: device, Digest: crypto.SHA256, Attributes: attributes, Content: envelope}))(t)
+	return signedBy(t, s.Signer.Raw, device, envelope)
+}
+
+// signedBy is a PKCSReq with any envelope.
+func signedBy(t *testing.T, cert []byte, key crypto.Signer, envelope []byte) []byte {
+	t.Helper()
+	printable := func(s string) []byte { return append([]byte{0x13, byte(len(s))}, s...) }
+	return must(cms.Sign(cms.SignOptions{
+		Certificate: must(cms.ParseCertificate(cert))(t), Key: key, Digest: crypto.SHA256, Content: envelope,
+		Attributes: []cms.Attribute{
+			{Type: scep.OIDTransactionID, Value: printable(rand.Text())}, {Type: scep.OIDMessageType, Value: printable("19")},
+			{Type: scep.OIDSenderNonce, Value: append([]byte{4, 16}, "0123456789abcdef"...)},
+		},
+	}))(t)
 }
 
 // A challenge of kilobytes is read, and no one-time challenge: it is refused in the
