@@ -5,15 +5,16 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/postern-pki/postern/protocol/cms"
 )
 
 // seed adds the messages of all vectors, so that each target starts from
-// messages of the others too.
+// messages of the others too, and what other programs sent as whole requests.
 func seed(f *testing.F) {
-	for _, v := range readVectors(f) {
+	for _, v := range slices.Concat(readVectors(f), vectorsOf(f, "../scep/testdata/vectors")) {
 		if m := v.files["message.hex"]; len(m) <= 4096 {
 			f.Add(m)
 		}

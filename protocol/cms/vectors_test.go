@@ -36,7 +36,12 @@ type vector struct {
 
 func readVectors(t testing.TB) []vector {
 	t.Helper()
-	names, err := filepath.Glob("testdata/vectors/*.txtar")
+	return vectorsOf(t, "testdata/vectors")
+}
+
+func vectorsOf(t testing.TB, dir string) []vector {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "*.txtar"))
 	if err != nil || len(names) == 0 {
 		t.Fatal("no vectors", err)
 	}

@@ -53,6 +53,32 @@ func readVectors(t testing.TB) []vector {
 	return all
 }
 
+// golden are the CSRs in the messages that other programs sent.
+func golden(t testing.TB) (all [][]byte) {
+	t.Helper()
+	names, err := filepath.Glob("../scep/testdata/vectors/*.txtar")
+	if err != nil || len(names) == 0 {
+		t.Fatal("no vectors", err)
+	}
+	for _, name := range names {
+		a, err := txtar.ParseFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range a.Files {
+			if f.Name != "csr.hex" {
+				continue
+			}
+			csr, err := hex.DecodeString(strings.Join(strings.Fields(string(f.Data)), ""))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, csr)
+		}
+	}
+	return all
+}
+
 // TestVectors runs every file of testdata/vectors; each states its own verdict.
 func TestVectors(t *testing.T) {
 	for _, v := range readVectors(t) {
@@ -89,6 +115,9 @@ func TestVectors(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for _, v := range readVectors(f) {
 		f.Add(v.message)
+	}
+	for _, csr := range golden(f) {
+		f.Add(csr)
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
 		r, err := pkcs10.Parse(in)

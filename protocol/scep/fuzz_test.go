@@ -2,11 +2,14 @@ package scep_test
 
 import (
 	"bytes"
+	"encoding/asn1"
 	"encoding/base64"
 	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/postern-pki/postern/protocol"
@@ -19,6 +22,15 @@ func FuzzMessage(f *testing.F) {
 	f.Add(transaction.Value, messageType("19").Value, nonce.Value)
 	f.Add(der(12, []byte("é")), der(12, []byte("17")), der(4, []byte{1}))
 	f.Add([]byte{}, []byte{0x13}, []byte{4, 0x80})
+	for _, g := range goldens(f) {
+		var values [3][]byte
+		for _, a := range must(cms.ParseSigned(must(cms.DER(g.message, cms.DefaultLimits()))(f)))(f).Attributes {
+			if i := slices.IndexFunc([]asn1.ObjectIdentifier{scep.OIDTransactionID, scep.OIDMessageType, scep.OIDSenderNonce}, a.Type.Equal); i >= 0 {
+				values[i] = a.Value
+			}
+		}
+		f.Add(values[0], values[1], values[2])
+	}
 	f.Fuzz(func(t *testing.T, id, typ, n []byte) {
 		m, err := scep.ParseMessage([]cms.Attribute{
 			{Type: scep.OIDTransactionID, Value: id}, {Type: scep.OIDMessageType, Value: typ}, {Type: scep.OIDSenderNonce, Value: n},
@@ -43,6 +55,11 @@ func FuzzMessage(f *testing.F) {
 func FuzzQuery(f *testing.F) {
 	for _, s := range []string{"MIAG", "A%2BA%3D", "+/==", "%0A%0d", "%", "%zz", "-_", "A=A", "\xff", "MIAG%252B%250A", "%2525"} {
 		f.Add(s, []byte(s))
+	}
+	for _, g := range goldens(f) {
+		if _, raw, ok := strings.Cut(g.query, "message="); ok {
+			f.Add(raw, g.message)
+		}
 	}
 	f.Fuzz(func(t *testing.T, raw string, message []byte) {
 		if out, _, ok := scep.DecodeMessage(raw); ok && (len(out) == 0 || len(out) > len(raw)) {

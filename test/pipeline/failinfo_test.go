@@ -8,6 +8,8 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
+	"math/big"
 	"slices"
 	"testing"
 	"time"
@@ -44,8 +46,9 @@ func cells(t *testing.T, d *site.Device) []cell {
 			m.Type, m.Signer, m.SignerKey, m.CSR = scep.RenewalReq, own.Raw, keys[1], csr
 		}
 	}
-	as := func(key crypto.Signer, csr []byte) func(*client.Message) {
+	as := func(key crypto.Signer, csr []byte, kind int) func(*client.Message) {
 		return func(m *client.Message) {
+			m.Type = kind
 			m.SignerKey, m.CSR = key, csr
 			m.Signer = must(site.SelfSigned(key, name("device"), time.Now(), time.Now().Add(time.Hour)))(t)
 		}
@@ -59,7 +62,7 @@ func cells(t *testing.T, d *site.Device) []cell {
 		{what: "a digest that nobody knows", failInfo: scep.BadAlg, octets: replace(named(0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1), named(0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 0x7f))},
 		{what: "triple DES", failInfo: scep.BadAlg, message: func(m *client.Message) { m.Cipher = cms.DES3CBC }},
 		{what: "a cipher that nobody knows", failInfo: scep.BadAlg, envelope: replace(aes, named(0x60, 0x86, 0x48, 1, 0x65, 3, 4, 1, 0x7e))},
-		{what: "a signer that cannot decrypt", failInfo: scep.BadAlg, message: as(ec, must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: name("x.demo.example")}, ec))(t))},
+		{what: "a signer that cannot decrypt", failInfo: scep.BadAlg, message: as(ec, must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: name("x.demo.example")}, ec))(t), scep.PKCSReq)},
 		{what: "a renewal to a key that the profile has not", failInfo: scep.BadAlg, message: ours(must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: name("cells.demo.example")}, ec))(t))},
 
 		{what: "a signature that is broken", failInfo: scep.BadMessageCheck, octets: func(b []byte) []byte { b[len(b)-1] ^= 1; return b }},
@@ -71,8 +74,13 @@ func cells(t *testing.T, d *site.Device) []cell {
 		{what: "an unknown challenge", failInfo: scep.BadRequest, message: request("unknown", "x.demo.example")},
 		{what: "a spent challenge", failInfo: scep.BadRequest, message: request(spent.Challenge, "cells.demo.example")},
 		{what: "a name that the policy refuses", failInfo: scep.BadRequest, message: request(challenge(t, "many", "x.demo.example").Challenge, "x.other.example")},
-		{what: "a short key", failInfo: scep.BadRequest, message: as(weak, ask(t, weak, "x.demo.example", ""))},
+		{what: "a short key", failInfo: scep.BadRequest, message: as(weak, ask(t, weak, "x.demo.example", ""), scep.PKCSReq)},
 		{what: "a type that is not served", failInfo: scep.BadRequest, message: func(m *client.Message) { m.Type = 18 }},
+		{what: "a poll for what nobody asked for", failInfo: scep.BadCertID, message: as(keys[0], must(asn1.Marshal(struct{ Issuer, Subject asn1.RawValue }{asn1.RawValue{FullBytes: own.RawIssuer}, asn1.RawValue{FullBytes: own.RawSubject}}))(t), scep.CertPoll)},
+		{what: "a certificate that was never issued", failInfo: scep.BadCertID, message: as(keys[0], must(asn1.Marshal(struct {
+			Issuer asn1.RawValue
+			Serial *big.Int
+		}{asn1.RawValue{FullBytes: own.RawIssuer}, asSerial("never issued")}))(t), scep.GetCert)},
 		{what: "a renewal by a stranger", failInfo: scep.BadRequest, message: func(m *client.Message) { m.Type = scep.RenewalReq }},
 	}
 }
@@ -80,7 +88,7 @@ func cells(t *testing.T, d *site.Device) []cell {
 // TestFailInfoTable has one stimulus, at least, for each place in which a failInfo is
 // chosen. What the answer says is that value and no other, in a FAILURE without
 // content; and what may be sent at all are the five values of the RFC.
-// Covers: F-0, F-1, F-2, F-5, S-065, S-130, S-014
+// Covers: F-0, F-1, F-2, F-4, F-5, S-065, S-130, S-014
 func TestFailInfoTable(t *testing.T) {
 	d := at(t, "many")
 	for _, c := range cells(t, d) {

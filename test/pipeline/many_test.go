@@ -27,7 +27,7 @@ func TestTenThousandNonces(t *testing.T) {
 		requests = append(requests, must(d.Request(good))(t))
 	}
 	must(d.Do(t.Context(), requests[1]))(t)
-	type seen struct{ nonces, echoed, failed int }
+	type seen struct{ echoed, failed int }
 	sets := make([]map[string]bool, clients)
 	counts, errs := together(clients, func(worker int) (n seen, err error) {
 		sets[worker] = map[string]bool{}

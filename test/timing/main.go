@@ -47,7 +47,7 @@ type settings struct {
 func main() {
 	var s settings
 	flag.IntVar(&s.n, "n", 5000, "messages of each class")
-	flag.IntVar(&s.inFlight, "in-flight", 16, "messages that are under way at a time")
+	flag.IntVar(&s.inFlight, "in-flight", 8, "messages that are under way at a time")
 	flag.IntVar(&s.pool, "pool", 40, "different messages of each class")
 	flag.IntVar(&s.serial, "serial", 0, "messages of each class, one at a time, whose time before the wait is measured too")
 	flag.Parse()

@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"github.com/smallstep/pkcs7"
-	library "github.com/smallstep/scep"
+	library "github.com/smallstep/scep" //nolint:depguard // makes vectors for tests, and is in no binary of the product
 
 	"github.com/postern-pki/postern/protocol/cms"
 	"github.com/postern-pki/postern/protocol/scep"
