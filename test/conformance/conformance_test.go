@@ -101,7 +101,7 @@ func TestGood(t *testing.T) {}
 // FuzzGood does.
 //
 // Covers: S-3.
-func FuzzGood(f *testing.F) {}
+ func FuzzGood(f *testing.F) {}
 
 // TestBad names nothing that could be a row.
 // Covers: S-1 S-2

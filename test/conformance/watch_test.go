@@ -22,7 +22,7 @@ func TestHalf(t *testing.T) { t.Run("part", func(t *testing.T) { t.SkipNow() }) 
 
 func TestFails(t *testing.T) { t.Error("loud") }
 
-func FuzzSeeds(f *testing.F) { f.Add(1); f.Fuzz(func(t *testing.T, n int) {}) }
+ func FuzzSeeds(f *testing.F) { f.Add(1); f.Fuzz(func(t *testing.T, n int) {}) }
 `
 
 // watch runs "go test -json" on a package of its own, and reads what it prints.

@@ -207,7 +207,14 @@ func TestTheLibraryOfAnotherServer(t *testing.T) {
 	// It renews with the same key, CSR and challenge.
 	rep = l.ask(scep.RenewalReq, first, key, csr, scep.WithCertsSelector(scep.EnciphermentCertsSelector()))
 	if rep.PKIStatus != scep.SUCCESS || rep.Certificate.SerialNumber.Cmp(first.SerialNumber) == 0 {
-		t.Errorf("renewal: status %s, failInfo %s", rep.PKIStatus, rep.FailInfo)
+		t.Fatalf("renewal: status %s, failInfo %s", rep.PKIStatus, rep.FailInfo)
+	}
+	// And without any challenge.
+	second := rep.Certificate
+	bare := must[*x509.CertificateRequest](t)(x509.ParseCertificateRequest(must[[]byte](t)(client.NewCSR(key, client.CSR{Subject: pkix.Name{CommonName: "lib.demo.example"}}))))
+	rep = l.ask(scep.RenewalReq, second, key, bare, scep.WithCertsSelector(scep.EnciphermentCertsSelector()))
+	if rep.PKIStatus != scep.SUCCESS || rep.Certificate.SerialNumber.Cmp(second.SerialNumber) == 0 {
+		t.Errorf("renewal without a challenge: status %s, failInfo %s", rep.PKIStatus, rep.FailInfo)
 	}
 	key, self, csr = l.request("lib-all.demo.example")
 	everyRSA := scep.CertsSelectorFunc(func(all []*x509.Certificate) (out []*x509.Certificate) {

@@ -148,9 +148,11 @@ func TestAKeyOfAnother(t *testing.T) {
 func TestAClockThatIsWrong(t *testing.T) {
 	const cn = "clock.demo.example"
 	d := at(t, "many")
-	m := selfSigned(t, keys[0], ask(t, keys[0], cn, challenge(t, "many", cn).Challenge))
-	m.Signer = must(site.SelfSigned(keys[0], name(cn), time.Now().Add(-48*time.Hour), time.Now().Add(-24*time.Hour)))(t)
-	must(send(t, d, m))(t)
+	for _, from := range []time.Duration{-48 * time.Hour, 24 * time.Hour, -30 * 365 * 24 * time.Hour} {
+		m := selfSigned(t, keys[0], ask(t, keys[0], cn, challenge(t, "many", cn).Challenge))
+		m.Signer = must(site.SelfSigned(keys[0], name(cn), time.Now().Add(from), time.Now().Add(from+24*time.Hour)))(t)
+		must(send(t, d, m))(t)
+	}
 }
 
 // TestWhatIsAdvertisedWorks: RFC 8894, section 3.5.2.
