@@ -3,6 +3,7 @@ package pipeline_test
 import (
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/hex"
 	"testing"
 	"time"
 
@@ -174,6 +175,27 @@ func TestACertificateOfAnotherProfile(t *testing.T) {
 		_, err := renew(t, d, kind, cert, key, ask(t, keys[0], cn, ""))
 		refused(t, err).is(t, badRequest, "another profile").reasons(t, "renewal.profile")
 	}
+}
+
+// TestARevokedSigner: what an operator revoked renews nothing, and whoever has its key
+// gets nothing; its owner enrolls again with a new challenge.
+//
+// Covers: S-114, A-6
+func TestARevokedSigner(t *testing.T) {
+	const cn = "revoked.demo.example"
+	d, key := at(t, "many"), keys[0]
+	cert, spent := enrolled(t, d, "many", cn, key)
+	if _, errOut, code := shared.Postern(t.Context(), nil, "cert", "revoke", hex.EncodeToString(cert.SerialNumber.Bytes()), "--reason", "keyCompromise", "--apply"); code != 0 {
+		t.Fatalf("postern cert revoke: exit %d: %s", code, errOut)
+	}
+	for _, tt := range []struct {
+		kind      int
+		challenge string
+	}{{scep.RenewalReq, ""}, {scep.PKCSReq, ""}, {scep.PKCSReq, spent.Challenge}} {
+		_, err := renew(t, d, tt.kind, cert, key, ask(t, keys[1], cn, tt.challenge))
+		refused(t, err).is(t, badRequest, "revoked").reasons(t, "renewal.revoked")
+	}
+	must(enroll(t, d, keys[1], cn, challenge(t, "many", cn).Challenge))(t)
 }
 
 // TestARenewalThatProvesNothing asks for other names than the signer's, or for a
