@@ -59,9 +59,8 @@ func (a Algorithm) Bits() int {
 		return 256
 	case P384:
 		return 384
-	default:
-		return 0
 	}
+	return 0
 }
 
 // IsRSA reports whether a is an RSA algorithm.
