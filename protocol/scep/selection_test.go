@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/rand"
-	"crypto/sha1" //nolint:gosec // Windows names a root by it
+	"crypto/sha1"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -73,8 +73,8 @@ func apple(certs []*x509.Certificate, _ *x509.Certificate) (encrypt, verify *x50
 // windows wants the root by its SHA-1 in the answer, and RA certificates with their
 // extended key usage.
 func windows(certs []*x509.Certificate, root *x509.Certificate) (encrypt, verify *x509.Certificate) {
-	want := sha1.Sum(root.Raw)                                                                 //nolint:gosec // as it does
-	if find(certs, func(c *x509.Certificate) bool { return sha1.Sum(c.Raw) == want }) == nil { //nolint:gosec // as it does
+	want := sha1.Sum(root.Raw)
+	if find(certs, func(c *x509.Certificate) bool { return sha1.Sum(c.Raw) == want }) == nil {
 		return nil, nil
 	}
 	ra := func(use x509.KeyUsage) func(*x509.Certificate) bool {
