@@ -44,18 +44,20 @@ import (
 // The errors of this package, to be told apart by [errors.Is]. Their text is for
 // a log of ours, never for a client.
 var (
-	ErrMalformed   = errors.New("cms: malformed")
-	ErrTooLarge    = errors.New("cms: message too large")
-	ErrTooDeep     = errors.New("cms: nested too deep")
-	ErrTooMany     = errors.New("cms: too many elements")
-	ErrTrailing    = errors.New("cms: trailing data")
-	ErrAlgorithm   = errors.New("cms: algorithm not supported")
-	ErrMD5         = errors.New("cms: MD5")        // beside ErrAlgorithm, as is:
-	ErrDES         = errors.New("cms: single DES") // for a report on who still uses it
+	ErrMalformed = errors.New("cms: malformed")
+	ErrTooLarge  = errors.New("cms: message too large")
+	ErrTooDeep   = errors.New("cms: nested too deep")
+	ErrTooMany   = errors.New("cms: too many elements")
+	ErrTrailing  = errors.New("cms: trailing data")
+	ErrAlgorithm = errors.New("cms: algorithm not supported")
+	ErrMD5       = errors.New("cms: MD5")        // as is the next one, with ErrAlgorithm
+	ErrDES       = errors.New("cms: single DES") // so that a log can say who still sends it
+	ErrSignature = errors.New("cms: signature does not verify")
+	ErrDigest    = errors.New("cms: message digest differs from the content's")
+	ErrOpen      = errors.New("cms: envelope does not open")
+
+	// ErrContentType comes with ErrMalformed: what is signed is not id-data.
 	ErrContentType = errors.New("cms: type of the content")
-	ErrSignature   = errors.New("cms: signature does not verify")
-	ErrDigest      = errors.New("cms: message digest differs from the content's")
-	ErrOpen        = errors.New("cms: envelope does not open")
 )
 
 // Bounds on what one message may hold. Each is far above what any client in the
