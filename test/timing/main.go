@@ -38,6 +38,9 @@ import (
 // leaks (ISO/IEC 17825).
 const told = 4.5
 
+// fewest is how many messages of a class there have to be: of fewer a large t is chance.
+const fewest = 50
+
 var errTold = errors.New("classes are told apart by time")
 
 type settings struct {
@@ -51,6 +54,10 @@ func main() {
 	flag.IntVar(&s.pool, "pool", 40, "different messages of each class")
 	flag.IntVar(&s.serial, "serial", 0, "messages of each class, one at a time, whose time before the wait is measured too")
 	flag.Parse()
+	if s.n < fewest || s.serial > 0 && s.serial < fewest || s.inFlight < 1 || s.pool < 1 {
+		fmt.Fprintf(os.Stderr, "timing: fewer than %d messages of a class tell nothing, and each other number is 1 at least\n", fewest)
+		os.Exit(2)
+	}
 	if err := run(context.Background(), s); err != nil {
 		fmt.Fprintln(os.Stderr, "timing:", err)
 		os.Exit(1)
