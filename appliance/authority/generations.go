@@ -228,7 +228,8 @@ type CAState struct {
 	Since       time.Time // when it became the current one; zero: it was from the beginning, or it is not
 	Before      string    // of the current one: the generation that was current before, "" for none
 	Certificate *x509.Certificate
-	Until       time.Time // when the first of the CA's and its RA's certificates ends
+	Given       protocol.Generation // what devices are given of it
+	Until       time.Time           // when the first of the CA's and its RA's certificates ends
 }
 
 // CAs returns every generation, by issuer and in the configuration's order.
@@ -256,7 +257,7 @@ func (g *generations) states(now time.Time) []CAState {
 	for _, c := range g.all {
 		s := CAState{
 			Issuer: g.issuer, Generation: c.Generation.Name, Name: c.Issuer.Name(), Current: c == g.current, Next: c == next,
-			Certificate: c.cert, Until: c.until,
+			Certificate: c.cert, Given: c.Generation, Until: c.until,
 		}
 		if s.Current {
 			s.Since, s.Before = g.since, g.before

@@ -3,10 +3,13 @@ package operator
 import (
 	"bytes"
 	"context"
+	"crypto/sha1" //nolint:gosec // a name, which clients and MDMs ask for
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -16,6 +19,7 @@ import (
 	"github.com/postern-pki/postern/appliance/authority"
 	"github.com/postern-pki/postern/appliance/operator/acts"
 	"github.com/postern-pki/postern/appliance/store"
+	"github.com/postern-pki/postern/protocol"
 )
 
 // The states of a [CA].
@@ -39,6 +43,43 @@ type CA struct {
 	NotAfter   time.Time  `json:"not_after"`
 	Until      time.Time  `json:"until"` // when the first of its and its RA's certificates ends
 	Live       int64      `json:"live"`  // certificates in use: issued, not expired, not to be revoked, not renewed
+
+	Fingerprints []Fingerprint `json:"fingerprints"` // of what devices are given, in that order by default
+}
+
+// Fingerprint is of a certificate that devices are given, for a check by other means
+// (RFC 8894, section 2.2). Some devices and MDMs ask for the SHA-1: it finds a
+// certificate, and proves none.
+type Fingerprint struct {
+	Role    string `json:"role"` // ra-sign, ra-decrypt, ra for both, ca, chain, root
+	Subject string `json:"subject"`
+	SHA256  string `json:"sha256"`
+	SHA1    string `json:"sha1"`
+}
+
+// fingerprintsOf are those of a generation.
+func fingerprintsOf(g protocol.Generation) ([]Fingerprint, error) {
+	type one struct {
+		role string
+		der  []byte
+	}
+	list := []one{{"ra-sign", g.RASign}, {"ra-decrypt", g.RADecrypt}, {"ca", g.CA}}
+	if bytes.Equal(g.RASign, g.RADecrypt) {
+		list = []one{{"ra", g.RASign}, {"ca", g.CA}}
+	}
+	for i, der := range g.Chain {
+		list = append(list, one{map[bool]string{false: "chain", true: "root"}[i == len(g.Chain)-1], der})
+	}
+	out := make([]Fingerprint, len(list))
+	for i, c := range list {
+		parsed, err := x509.ParseCertificate(c.der)
+		if err != nil {
+			return nil, fmt.Errorf("operator: certificate %s of generation %s: %w", c.role, g.Name, err)
+		}
+		strong, short := sha256.Sum256(c.der), sha1.Sum(c.der) //nolint:gosec // a name, which clients and MDMs ask for
+		out[i] = Fingerprint{c.role, parsed.Subject.String(), hex.EncodeToString(strong[:]), hex.EncodeToString(short[:])}
+	}
+	return out, nil
 }
 
 // CAs is the answer of GET /api/v1/cas, by issuer.
@@ -102,7 +143,11 @@ func (s *Service) cas(ctx context.Context, _ *request) (int, any, error) {
 	}
 	out := CAs{CAs: []CA{}}
 	for _, c := range s.Acts.CAs() {
-		out.CAs = append(out.CAs, caOf(c, live[c.Name]))
+		ca := caOf(c, live[c.Name])
+		if ca.Fingerprints, err = fingerprintsOf(c.Given); err != nil {
+			return 0, nil, err
+		}
+		out.CAs = append(out.CAs, ca)
 	}
 	return http.StatusOK, out, nil
 }

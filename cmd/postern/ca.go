@@ -31,8 +31,33 @@ func (a *app) caCmd() *cobra.Command {
 	rollover := &cobra.Command{Use: "rollover", Short: "Say who has moved to the next CA, switch to it, and back"}
 	rollover.AddCommand(a.rolloverStatusCmd(), a.rolloverSwitchCmd(), a.rolloverBackCmd())
 	group(rollover)
-	c.AddCommand(list, rollover)
+	c.AddCommand(list, a.fingerprintsCmd(), rollover)
 	return c
+}
+
+func (a *app) fingerprintsCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "fingerprints", Short: "Print the fingerprints of what devices are given", Args: cobra.NoArgs,
+		Long: "Print the fingerprints of the certificates that devices are given, for a check by other means: read the SHA-256 to whoever\n" +
+			"sets a device up, or compare it with what the device shows. The SHA-1 is what some devices and MDMs ask for: it finds a\n" +
+			"certificate, and proves none.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var l operator.CAs
+			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/cas", nil, &l); err != nil {
+				return err
+			}
+			return a.print(l, func(w io.Writer) { printFingerprints(w, l) })
+		},
+	}
+}
+
+func printFingerprints(w io.Writer, l operator.CAs) {
+	for _, c := range l.CAs {
+		_, _ = fmt.Fprintf(w, "issuer %s, generation %s (%s)\n", c.Issuer, c.Generation, c.State)
+		for _, f := range c.Fingerprints {
+			_, _ = fmt.Fprintf(w, "  %s: %s\n    SHA-256 %s\n    SHA-1   %s\n", f.Role, shown(f.Subject), f.SHA256, f.SHA1)
+		}
+	}
 }
 
 func printCAs(w io.Writer, l operator.CAs) {

@@ -24,7 +24,7 @@ import (
 
 // From one CA to the next, and back, as operators and devices see it.
 //
-// Covers: S-012, S-040, S-041, S-043, S-044, S-045, S-046
+// Covers: S-012, S-039, S-040, S-041, S-043, S-044, S-045, S-046
 func TestARolloverAndBack(t *testing.T) {
 	p := settle(t)
 	a := p.enroll(t, p.old, "a.demo.example")
@@ -34,6 +34,7 @@ func TestARolloverAndBack(t *testing.T) {
 	p.postern(t, "config", "check")
 	p.start(t)
 
+	p.fingerprints(t)
 	p.nextCA(t)
 	b := p.enroll(t, p.old, "b.demo.example")
 	p.account(t, "next-ca", true, 0, a, b)
@@ -59,6 +60,30 @@ func TestARolloverAndBack(t *testing.T) {
 	p.stop(t)
 	if err := p.Verify(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// fingerprints compares what operators read aloud with what openssl says of each
+// generation's certificates.
+func (p *place) fingerprints(t *testing.T) {
+	t.Helper()
+	said := p.postern(t, "ca", "fingerprints")
+	for name, ca := range map[string]*client.CA{"first": p.old, "next-ca": p.next} {
+		if !strings.Contains(said, "generation "+name+" (") {
+			t.Errorf("nothing is said of generation %s: %s", name, said)
+		}
+		for role, c := range map[string]*x509.Certificate{"ca": ca.CA, "ra-sign": ca.RASign, "ra-decrypt": ca.RADecrypt} {
+			file := filepath.Join(t.TempDir(), "cert.pem")
+			if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for word, option := range map[string]string{"SHA-256": "-sha256", "SHA-1  ": "-sha1"} {
+				_, hex, _ := strings.Cut(strings.TrimSpace(openssl(t, "x509", "-noout", "-fingerprint", option, "-in", file)), "=")
+				if want := word + " " + strings.ToLower(strings.ReplaceAll(hex, ":", "")); !strings.Contains(said, "  "+role+": ") || !strings.Contains(said, want) {
+					t.Errorf("%s of generation %s: no %q in\n%s", role, name, want, said)
+				}
+			}
+		}
 	}
 }
 
