@@ -1,6 +1,7 @@
 package authority
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"encoding/base64"
@@ -118,7 +119,9 @@ func (p *Pipeline) rule(ctx context.Context, r Ruling) (w store.Pending, q *prov
 	}
 	q = &proven{
 		id: w.Request, profile: profile, source: w.Source, message: scep.Message{TransactionID: w.Transaction},
-		signerName: w.Signer, csrDigest: w.CSR, spkiDigest: w.SPKI, ca: p.issuers[profile.Issuer].ca(w.Issuer),
+		signerName: w.Signer, csrDigest: w.CSR, spkiDigest: w.SPKI,
+		// A line from before there were generations names none.
+		ca: p.issuers[profile.Issuer].ca(cmp.Or(w.Issuer, profile.Issuer)),
 	}
 	if q.ca == nil {
 		return w, nil, nil, fmt.Errorf("%w: %s, which the request is for, is not configured any more", ErrNoCA, w.Issuer)

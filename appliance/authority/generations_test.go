@@ -214,3 +214,26 @@ func TestFetchesOfTheNextCAAreCounted(t *testing.T) {
 	}
 	w.sound()
 }
+
+// A request that waits is issued by the generation that it was encrypted to, also after
+// a switch; the same CSR for another generation is another request.
+func TestARequestThatWaitsKeepsItsGeneration(t *testing.T) {
+	w := staged(t, "2027")
+	a := asked{profile: "vouched", transaction: "waits", cn: "waits.corp.example", key: deviceKeys()[0], recipient: w.ras["2027"]}
+	a.csr = openEnvelope(t, w.request(a))
+	id := w.ask(a, "pending").RequestID
+	a.recipient = w.ras["first"]
+	if out, err := w.Submit(t.Context(), w.request(a)); err != nil || out.Status != protocol.Refused {
+		t.Errorf("the same for the other generation: %s", describe(out, err))
+	}
+	i, err := w.Approve(t.Context(), officer(), authority.Ruling{Request: id, Reason: "known"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := must[*x509.Certificate](t)(x509.ParseCertificate(i.Certificate))
+	got := must[store.Issuance](t)(w.index.Certificate(t.Context(), i.Serial))
+	if c.Issuer.CommonName != "Corp CA 2027" || got.Issuer != "corp.2027" || got.Source != "192.0.2.7" {
+		t.Errorf("issued by %s, recorded as of %s, asked for at %s", c.Issuer.CommonName, got.Issuer, got.Source)
+	}
+	w.sound()
+}

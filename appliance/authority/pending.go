@@ -1,6 +1,7 @@
 package authority
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,7 +87,7 @@ func (p *Pipeline) waiting(ctx context.Context, q *proven) (protocol.Outcome, bo
 		return protocol.Outcome{}, false, fmt.Errorf("authority: looking up what waits: %w", err)
 	}
 	if err == nil && p.undecided(was) {
-		if was.CSR == q.csrDigest && was.Issuer == q.ca.Issuer.Name() {
+		if was.CSR == q.csrDigest && cmp.Or(was.Issuer, q.profile.Issuer) == q.ca.Issuer.Name() {
 			out, err := p.waits(ctx, q, was, store.OutRepeated)
 			return out, true, err
 		}
