@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/keyholder"
@@ -14,6 +15,7 @@ import (
 	"github.com/postern-pki/postern/hsm"
 	"github.com/postern-pki/postern/hsm/issuer"
 	"github.com/postern-pki/postern/hsm/lint"
+	"github.com/postern-pki/postern/policy"
 )
 
 // Keyholder is the role that has the token.
@@ -77,7 +79,7 @@ func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 	for _, i := range k.cfg.Issuers {
 		limits, err := issuer.Limits{
 			MaxValidity: i.MaxValidity, NotAfter: i.CA.NotAfter, Issuer: i.CA.RawSubject, IssuerSPKI: i.CA.RawSubjectPublicKeyInfo,
-			SubjectKeyID: i.CA.SubjectKeyId, MaxStatus: i.Status.Validity, Status: statusURLs(k.cfg, i.Name),
+			SubjectKeyID: i.CA.SubjectKeyId, MaxStatus: i.Status.Validity, Status: statusURLs(k.cfg, i),
 			KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement | x509.KeyUsageDataEncipherment | x509.KeyUsageContentCommitment,
 		}.Fixed()
 		if err != nil {
@@ -97,14 +99,20 @@ func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 	return o, nil
 }
 
-// statusURLs are those that the profiles of an issuer have certificates name.
-func statusURLs(cfg *config.Config, issuer string) *lint.Status {
+// statusURLs are those that the profiles of a CA's issuer have its certificates name.
+func statusURLs(cfg *config.Config, ca config.LoadedIssuer) *lint.Status {
+	named := func(urls []string) (out []string) {
+		for _, u := range urls {
+			out = append(out, strings.ReplaceAll(u, policy.CAPlaceholder, ca.Name))
+		}
+		return out
+	}
 	all := &lint.Status{}
 	for _, name := range cfg.Policies.Names() {
-		if p, _ := cfg.Policies.Profile(name); p.Issuer == issuer {
-			all.CRL = append(all.CRL, p.Status.CRL...)
-			all.OCSP = append(all.OCSP, p.Status.OCSP...)
-			all.CAIssuers = append(all.CAIssuers, p.Status.CAIssuers...)
+		if p, _ := cfg.Policies.Profile(name); p.Issuer == ca.Of {
+			all.CRL = append(all.CRL, named(p.Status.CRL)...)
+			all.OCSP = append(all.OCSP, named(p.Status.OCSP)...)
+			all.CAIssuers = append(all.CAIssuers, named(p.Status.CAIssuers)...)
 		}
 	}
 	return all

@@ -69,6 +69,7 @@ func (l *loader) urls(n *yaml.Node, path string, https bool) []string {
 		u, err := url.Parse(w)
 		switch {
 		case err != nil, u.Host == "", u.User != nil, u.Fragment != "", u.RawQuery != "", len(w) > maxURL, strings.ContainsFunc(w, func(r rune) bool { return r <= ' ' || r >= 0x7f }),
+			strings.ContainsAny(strings.ReplaceAll(w, CAPlaceholder, ""), "{}"),
 			u.Scheme != "http" && u.Scheme != "https":
 			l.fault(nodes[i], path, "%q has to be a URL such as http://pki.example/crl/ca.crl, of at most %d octets of ASCII", w, maxURL)
 		case u.Scheme == "https" && !https:

@@ -18,6 +18,8 @@ func TestStatusURLs(t *testing.T) {
 		"{crl: ['https://pki.example/ca.crl'], allow_https_status: true}":                                                           "",
 		"{crl: ['https://pki.example/ca.crl']}":                                                                                     "allow_https_status: true",
 		"{ocsp: ['https://pki.example/'], allow_https_status: false}":                                                               "allow_https_status: true",
+		"{crl: ['http://pki.example/{ca}.crl']}":                                                                                    "",
+		"{crl: ['http://pki.example/{issuer}.crl']}":                                                                                "has to be a URL",
 		"{crl: ['ldap://pki.example/cn=ca']}":                                                                                       "has to be a URL",
 		"{crl: ['pki.example/ca.crl']}":                                                                                             "has to be a URL",
 		"{crl: ['http:///ca.crl']}":                                                                                                 "has to be a URL",
@@ -40,6 +42,9 @@ func TestStatusURLs(t *testing.T) {
 			continue
 		}
 		p, _ := set.Profile("wifi")
+		if p.Status.PerCA() != strings.Contains(text, "{ca}") {
+			t.Errorf("%s: another one for each CA: %v", text, p.Status.PerCA())
+		}
 		if len(p.Status.CRL) != 1 || !slices.Contains([]int{0, 1}, len(p.Status.OCSP)) {
 			t.Errorf("%s: %+v", text, p.Status)
 		}

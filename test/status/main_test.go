@@ -35,7 +35,7 @@ import (
 )
 
 const where = `    status:
-      crl: ["http://pki.demo.example/crl/demo.crl"]
+      crl: ["http://pki.demo.example/crl/{ca}.crl"]
       ocsp: ["http://pki.demo.example/ocsp/demo"]
       ca_issuers: ["http://pki.demo.example/ca/demo.cer"]
 `
