@@ -161,6 +161,14 @@ func TestAnAnswerSaysWhatItWasMadeOf(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	other, _, err := responder(t, i, ca, key, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := other.ResponseData(issuer.Answer{Hash: crypto.SHA1, Serial: "01", ThisUpdate: now, NextUpdate: now.Add(time.Hour)})
+	if err != nil || !errors.Is(limits.Check(theirs, now), issuer.ErrStatus) {
+		t.Errorf("another responder's answer: %v, %v", err, limits.Check(theirs, now))
+	}
 	for _, h := range []crypto.Hash{crypto.SHA1, crypto.SHA256} {
 		for name, revoked := range map[string]*issuer.Revoked{"good": nil, "burnt": {At: now}, "revoked": {Reason: issuer.Superseded, At: now.Add(-time.Hour)}} {
 			a := issuer.Answer{Hash: h, Serial: "80ff", Revoked: revoked, ThisUpdate: now, NextUpdate: now.Add(time.Hour)}
