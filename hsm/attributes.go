@@ -25,12 +25,13 @@ type Purpose string
 
 // The purposes.
 const (
-	CA          Purpose = "ca"            // signs certificates and CRLs
-	RASign      Purpose = "ra-sign"       // signs answers
-	RADecrypt   Purpose = "ra-decrypt"    // opens envelopes, and signs nothing
-	RA          Purpose = "ra"            // signs answers and opens envelopes: weaker than two keys
-	TLS         Purpose = "tls"           // signs handshakes
-	Audit, OCSP Purpose = "audit", "ocsp" // sign checkpoints and manifests; answers about certificates
+	CA        Purpose = "ca"         // signs certificates and CRLs
+	RASign    Purpose = "ra-sign"    // signs answers
+	RADecrypt Purpose = "ra-decrypt" // opens envelopes, and signs nothing
+	RA        Purpose = "ra"         // signs answers and opens envelopes: weaker than two keys
+	TLS       Purpose = "tls"        // signs handshakes
+	Audit     Purpose = "audit"      // signs checkpoints and manifests
+	OCSP      Purpose = "ocsp"       // answers about certificates
 )
 
 // An Algorithm is a kind of key, with its size.
