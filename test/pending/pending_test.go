@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -162,7 +163,7 @@ func (d *device) says(t *testing.T, messageType int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("%x", res.Certificate.SerialNumber)
+	return hex.EncodeToString(res.Certificate.SerialNumber.Bytes()) // as records have it, zeros in front too
 }
 
 func (d *device) wants(t *testing.T, messageType int, want string) {
