@@ -143,3 +143,71 @@ func (c *Chain) Frontier() [][32]byte {
 func (c *Chain) Clone() *Chain {
 	return &Chain{size: c.size, prev: c.prev, frontier: slices.Clone(c.frontier)}
 }
+
+// ErrProof is returned where a hash that a proof needs did not come by, and for a
+// proof that proves something else.
+var ErrProof = errors.New("audit: no proof of that")
+
+// A Prover picks the hashes out of a log that a proof of RFC 9162 needs, while the
+// log's leaves come by: in one pass, and in memory for the proof alone. First ask for
+// the proofs, which fails, then [Prover.Add] each leaf from line 0, then ask again.
+// The zero value is ready. It is not safe for concurrent use.
+type Prover struct {
+	want map[int64]tlog.Hash
+	size int64
+	edge []tlog.Hash
+}
+
+// Consistent proves that the log of size n begins with that of size m (RFC 9162,
+// section 2.1.4).
+func (p *Prover) Consistent(m, n uint64) ([]tlog.Hash, error) {
+	return tlog.ProveTree(int64(n), int64(m), tlog.HashReaderFunc(p.read))
+}
+
+// Included proves that the record is in the log of size n (RFC 9162, section 2.1.3).
+func (p *Prover) Included(seq, n uint64) ([]tlog.Hash, error) {
+	return tlog.ProveRecord(int64(n), int64(seq), tlog.HashReaderFunc(p.read))
+}
+
+func (p *Prover) read(indexes []int64) ([]tlog.Hash, error) {
+	if p.want == nil {
+		p.want = make(map[int64]tlog.Hash)
+	}
+	var out []tlog.Hash
+	for _, i := range indexes {
+		h, ok := p.want[i]
+		if !ok || h == (tlog.Hash{}) {
+			p.want[i] = tlog.Hash{}
+			continue
+		}
+		out = append(out, h)
+	}
+	if len(out) < len(indexes) {
+		return nil, ErrProof
+	}
+	return out, nil
+}
+
+// Add takes the next leaf.
+func (p *Prover) Add(leaf tlog.Hash) {
+	if len(p.want) == 0 {
+		return
+	}
+	h := leaf
+	p.keep(0, p.size, h)
+	for level, n := 1, p.size; n&1 == 1; level, n = level+1, n>>1 {
+		last := len(p.edge) - 1
+		h = tlog.NodeHash(p.edge[last], h)
+		p.edge = p.edge[:last]
+		p.keep(level, n>>1, h)
+	}
+	p.edge = append(p.edge, h)
+	p.size++
+}
+
+func (p *Prover) keep(level int, n int64, h tlog.Hash) {
+	i := tlog.StoredHashIndex(level, n)
+	if _, ok := p.want[i]; ok {
+		p.want[i] = h
+	}
+}

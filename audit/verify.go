@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,111 +17,6 @@ import (
 	"github.com/postern-pki/postern/audit/jcs"
 )
 
-// Scan reads the lines from number from on, without the lock: it ends without an
-// error at a tail that is not whole, which a writer may be about to finish. It
-// checks each line's own form, not the chain.
-func Scan(dir string, from uint64, fn func(Line) error) error {
-	list, err := segments(dir)
-	if err != nil {
-		return err
-	}
-	for i, s := range list {
-		if i+1 < len(list) && list[i+1].first <= from {
-			continue
-		}
-		err := eachLine(filepath.Join(dir, segmentDir, s.name), func(raw []byte, whole bool) error {
-			l, err := ParseLine(raw)
-			if err != nil && i == len(list)-1 && !whole {
-				return io.EOF
-			}
-			if err != nil {
-				return fmt.Errorf("segment %s: %w", s.name, err)
-			}
-			if l.Record.Seq < from {
-				return nil
-			}
-			return fn(l)
-		})
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// errFirst ends the reading of a file after its first line.
-var errFirst = errors.New("audit: the first line")
-
-// From returns the number of a line to Scan from for those that were recorded at t or
-// later: the first of a segment, as the clock was when that began.
-func From(dir string, t time.Time) (uint64, error) {
-	list, err := segments(dir)
-	if err != nil {
-		return 0, err
-	}
-	for i := len(list) - 1; i > 0; i-- {
-		var began time.Time
-		err := eachLine(filepath.Join(dir, segmentDir, list[i].name), func(raw []byte, whole bool) error {
-			l, err := ParseLine(raw)
-			if err == nil && whole {
-				began, err = l.Record.Time, errFirst
-			}
-			return err
-		})
-		if errors.Is(err, errFirst) && !began.After(t) {
-			return list[i].first, nil
-		}
-		if err != nil && !errors.Is(err, errFirst) && i < len(list)-1 { // the newest may have been begun just now
-			return 0, fmt.Errorf("segment %s: %w", list[i].name, err)
-		}
-	}
-	return 0, nil
-}
-
-// eachLine hands out the lines of a file with their LF; whole is false for a
-// last one without it. A line is valid until fn returns.
-func eachLine(path string, fn func(raw []byte, whole bool) error) (err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	r := bufio.NewReaderSize(f, MaxLine+1)
-	for {
-		raw, err := r.ReadSlice('\n')
-		if errors.Is(err, bufio.ErrBufferFull) {
-			return ErrTooLarge
-		}
-		if len(raw) > 0 {
-			if ferr := fn(raw, err == nil); ferr != nil {
-				return ferr
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("audit: reading %s: %w", filepath.Base(path), err)
-		}
-	}
-}
-
-// OriginOf reads the origin from the log's first record.
-func OriginOf(dir string) (string, error) {
-	origin := ""
-	err := Scan(dir, 0, func(l Line) error {
-		origin = l.Record.Object.String("origin")
-		return io.EOF
-	})
-	if err == nil && origin == "" {
-		err = ErrRecord
-	}
-	return origin, err
-}
-
 // Damage says where a log is not what it should be, and in which way.
 type Damage struct {
 	Segment string
@@ -138,7 +32,10 @@ func (d *Damage) Error() string {
 }
 
 // VerifyOptions say by whose checkpoints a log is judged. Verifier is required.
-type VerifyOptions struct{ Verifier note.Verifier }
+type VerifyOptions struct {
+	Verifier note.Verifier
+	Each     func(*Seen) error // gets each record that was found good, in order; nil: nobody does
+}
 
 // A Report is what a verified log holds.
 type Report struct {
@@ -154,100 +51,164 @@ type Report struct {
 	Events      map[string]int64 `json:"events"` // "event outcome" and how often
 }
 
-// verifier walks a log from its first octet to its last.
-type verifier struct {
-	dir    string
-	by     note.Verifier
-	chain  Chain
-	r      Report
-	notes  map[uint64]tlog.Hash // roots of the checkpoint files, by size
-	counts map[string]*int64    // by event and outcome, as they are written
-	key    []byte
-	latest []byte // the last line's time, as it is written
-
-	seg    string
-	line   int
-	offset int64
-	before int64 // offset of the line before
+// WalkOptions say how a log, or a part of one, is walked. Verifier is required.
+type WalkOptions struct {
+	Verifier note.Verifier
+	From     *Chain               // where the part begins; nil: before line 0
+	Notes    map[uint64]tlog.Hash // roots that signed checkpoints have, by size; nil: none
+	Each     func(*Seen) error    // gets each record that was found good, in order; nil: nobody does
 }
 
-// Verify checks a whole log: every line's form and place, every segment's hash
-// and frontier, every checkpoint in it and beside it. The error is *Damage for a
-// log that is not what it should be. It needs memory for one line.
+// Seen is a record on its way through a walk, valid until Each returns. Fields are
+// as they are written, strings with their quotes.
+type Seen struct {
+	Raw                          []byte // with its LF
+	Seq                          uint64
+	Event, Outcome, Time, Object []byte
+	Actor, Request               []byte
+	Leaf                         tlog.Hash
+	Segment                      string
+	Offset                       int64 // of the line within the segment, in octets
+}
+
+// A Walk verifies segments one after the other, from the first octet to the last:
+// every line's form and place, every segment's hash and frontier, every checkpoint in
+// them. It needs memory for one line, and uses all processors. It is not safe for
+// concurrent use.
+type Walk struct {
+	by     note.Verifier
+	each   func(*Seen) error
+	chain  Chain
+	r      Report
+	notes  map[uint64]tlog.Hash
+	counts map[string]*int64 // by event and outcome, as they are written
+	key    []byte
+	latest []byte // the last line's time, as it is written
+	seen   Seen
+
+	previous string // SHA-256 of the segment before, hex; "" where it is not known
+	inside   bool   // the walk begins within a segment
+	first    time.Time
+	seg      string
+	line     int
+	offset   int64
+	before   int64 // offset of the line before
+}
+
+// NewWalk returns a walk that stands where o.From does.
+func NewWalk(o WalkOptions) *Walk {
+	v := &Walk{by: o.Verifier, each: o.Each, notes: o.Notes, counts: make(map[string]*int64), r: Report{Events: make(map[string]int64)}}
+	if o.From != nil {
+		v.chain, v.inside = *o.From.Clone(), o.From.size > 0
+	}
+	return v
+}
+
+// Chain is where the walk stands.
+func (v *Walk) Chain() *Chain { return v.chain.Clone() }
+
+// Verify checks a whole log and the checkpoints beside it by a [Walk]. The error is
+// *Damage for a log that is not what it should be.
 func Verify(ctx context.Context, dir string, o VerifyOptions) (Report, error) {
 	if o.Verifier == nil {
 		return Report{}, errors.New("audit: a verifier is required")
 	}
-	v := &verifier{dir: dir, by: o.Verifier, notes: make(map[uint64]tlog.Hash), counts: make(map[string]*int64), r: Report{Events: make(map[string]int64)}}
-	list, err := segments(dir)
+	notes, err := notesIn(dir, o.Verifier)
 	if err != nil {
 		return Report{}, err
 	}
-	if len(list) == 0 {
-		return Report{}, &Damage{Why: "there are no segments"}
-	}
-	if err := v.files(); err != nil {
+	v := NewWalk(WalkOptions{Verifier: o.Verifier, Notes: notes, Each: o.Each})
+	if err := v.Folder(ctx, dir); err != nil {
 		return Report{}, err
 	}
-	var previous string
-	for i, s := range list {
-		if s.first != v.chain.size {
-			return Report{}, &Damage{Segment: s.name, Seq: v.chain.size, Why: fmt.Sprintf("a segment is missing: record %d should come next", v.chain.size)}
-		}
-		if previous, err = v.segment(ctx, s.name, previous, i == len(list)-1); err != nil {
-			return Report{}, err
-		}
-	}
-	for size := range v.notes {
+	for size := range notes {
 		if size > v.chain.size {
 			return Report{}, v.damage(fmt.Sprintf("the log was cut: a signed checkpoint names %d records, there are %d", size, v.chain.size))
 		}
 	}
-	if err := v.sum(); err != nil {
-		return Report{}, err
-	}
-	h := v.chain.Head()
-	v.r.Records, v.r.Segments, v.r.Root = h.Size, len(list), hex.EncodeToString(h.Root[:])
-	return v.r, nil
+	return v.Report()
 }
 
-func (v *verifier) damage(why string) error {
-	return &Damage{Segment: v.seg, Line: v.line, Offset: v.offset, Seq: v.chain.size, Why: why}
-}
-
-// files reads the checkpoints beside the log.
-func (v *verifier) files() error {
-	sizes, err := numbered(filepath.Join(v.dir, checkpointDir), ".note")
+// Folder walks all segments of a log. An error of Each ends it.
+func (v *Walk) Folder(ctx context.Context, dir string) error {
+	list, err := segments(dir)
 	if err != nil {
 		return err
 	}
-	for _, n := range sizes {
-		data, err := os.ReadFile(filepath.Join(v.dir, checkpointDir, noteName(n)))
-		if errors.Is(err, os.ErrNotExist) {
-			continue // an old one, which a running service has just removed
+	if len(list) == 0 {
+		return &Damage{Why: "there are no segments"}
+	}
+	for i, s := range list {
+		if s.first != v.chain.size {
+			return &Damage{Segment: s.name, Seq: v.chain.size, Why: fmt.Sprintf("a segment is missing: record %d should come next", v.chain.size)}
 		}
-		if err != nil {
-			return fmt.Errorf("audit: %w", err)
+		if err := v.file(ctx, dir, s.name, i == len(list)-1); err != nil {
+			return err
 		}
-		size, root, err := OpenCheckpoint(data, v.by)
-		if err != nil || size != n {
-			return &Damage{Segment: noteName(n), Why: "the checkpoint does not verify with the audit certificate"}
-		}
-		v.notes[n] = root
 	}
 	return nil
 }
 
-// segment checks one segment, and returns the SHA-256 of the file.
-func (v *verifier) segment(ctx context.Context, name, previous string, last bool) (string, error) {
+func (v *Walk) file(ctx context.Context, dir, name string, last bool) error {
+	f, err := os.Open(filepath.Join(dir, segmentDir, name))
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	_, err = v.Segment(ctx, name, f, last)
+	return errors.Join(err, f.Close())
+}
+
+// Report is what was walked so far.
+func (v *Walk) Report() (Report, error) {
+	if err := v.sum(); err != nil {
+		return Report{}, err
+	}
+	h := v.chain.Head()
+	v.r.Records, v.r.Root = h.Size, hex.EncodeToString(h.Root[:])
+	return v.r, nil
+}
+
+func (v *Walk) damage(why string) error {
+	return &Damage{Segment: v.seg, Line: v.line, Offset: v.offset, Seq: v.chain.size, Why: why}
+}
+
+// notesIn reads the checkpoints beside the log.
+func notesIn(dir string, by note.Verifier) (map[uint64]tlog.Hash, error) {
+	sizes, err := numbered(filepath.Join(dir, checkpointDir), ".note")
+	if err != nil {
+		return nil, err
+	}
+	notes := make(map[uint64]tlog.Hash)
+	for _, n := range sizes {
+		data, err := os.ReadFile(filepath.Join(dir, checkpointDir, noteName(n)))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // an old one, which a running service has just removed
+		}
+		if err != nil {
+			return nil, fmt.Errorf("audit: %w", err)
+		}
+		size, root, err := OpenCheckpoint(data, by)
+		if err != nil || size != n {
+			return nil, &Damage{Segment: noteName(n), Why: "the checkpoint does not verify with the audit certificate"}
+		}
+		notes[n] = root
+	}
+	return notes, nil
+}
+
+// Segment checks the next segment, or what there is of it, and returns the SHA-256
+// of what was read, in hex. last is true where a writer may be about to finish it: a
+// tail that is not whole is no damage then.
+func (v *Walk) Segment(ctx context.Context, name string, from io.Reader, last bool) (string, error) {
 	sum := sha256.New()
 	v.seg, v.line, v.offset = name, 0, 0
-	err := walk(ctx, filepath.Join(v.dir, segmentDir, name), func(p *parcel) error {
+	v.r.Segments++
+	err := walk(ctx, name, from, func(p *parcel) error {
 		_, _ = sum.Write(p.raw)
 		start := 0
 		for i := range p.items {
 			v.line++
-			if err := v.record(p.raw[start:p.ends[i]], &p.items[i], previous); err != nil {
+			if err := v.record(p.raw[start:p.ends[i]], &p.items[i]); err != nil {
 				return err
 			}
 			v.before = v.offset
@@ -266,12 +227,16 @@ func (v *verifier) segment(ctx context.Context, name, previous string, last bool
 		v.line++
 		err = v.damage("a line is longer than 64 KiB")
 	}
-	return hex.EncodeToString(sum.Sum(nil)), err
+	text := hex.EncodeToString(sum.Sum(nil))
+	if v.previous = text; v.inside && v.r.Segments == 1 { // the beginning of the file may be missing
+		v.previous = ""
+	}
+	return text, err
 }
 
 // record checks a line's place, and what it says of the log if it is one of the
 // log's own.
-func (v *verifier) record(raw []byte, one *item, previous string) error {
+func (v *Walk) record(raw []byte, one *item) error {
 	f := &one.fields
 	if !one.ok || v.line == 1 || string(f.ev) == `"log.checkpoint"` {
 		l, err := ParseLine(raw)
@@ -281,7 +246,7 @@ func (v *verifier) record(raw []byte, one *item, previous string) error {
 		if err != nil {
 			return v.damage(err.Error())
 		}
-		if err := v.own(l, previous); err != nil {
+		if err := v.own(l); err != nil {
 			return err
 		}
 	}
@@ -306,20 +271,29 @@ func (v *verifier) record(raw []byte, one *item, previous string) error {
 		v.counts[string(v.key)] = n
 	}
 	*n++
-	return nil
+	if v.each == nil {
+		return nil
+	}
+	v.seen = Seen{
+		Raw: raw, Seq: f.number, Event: f.ev, Outcome: f.out, Time: f.t, Object: f.ob, Actor: f.actor, Request: f.req, Leaf: one.leaf, Segment: v.seg, Offset: v.offset,
+	}
+	return v.each(&v.seen)
 }
 
 // own checks the log's own records: the first of the log, the first of each
 // segment, and checkpoints.
-func (v *verifier) own(l Line, previous string) error {
+func (v *Walk) own(l Line) error {
+	if v.r.First.IsZero() {
+		v.r.Origin, v.r.First = v.by.Name(), l.Record.Time
+	}
 	if v.line == 1 && v.chain.size == 0 {
-		v.r.Origin, v.r.First = l.Record.Object.String("origin"), l.Record.Time
+		v.r.Origin = l.Record.Object.String("origin")
 		if l.Record.Event != "log.genesis" || v.r.Origin != v.by.Name() {
 			return v.damage("the first record is no genesis of this origin")
 		}
 	}
-	if v.line == 1 && v.chain.size > 0 {
-		if l.Record.Object.String("previous_sha256") != previous {
+	if within := v.inside && v.r.Segments == 1 && l.Record.Event != "log.segment"; v.line == 1 && v.chain.size > 0 && !within {
+		if v.previous != "" && l.Record.Object.String("previous_sha256") != v.previous {
 			return v.damage("the segment before this one has another SHA-256")
 		}
 		at, err := frontierOf(l)
@@ -343,7 +317,7 @@ func (v *verifier) own(l Line, previous string) error {
 }
 
 // sum puts the counts into the report.
-func (v *verifier) sum() error {
+func (v *Walk) sum() error {
 	for key, n := range v.counts {
 		used, err := jcs.Scan([]byte(key), 1)
 		if err != nil {
@@ -358,6 +332,9 @@ func (v *verifier) sum() error {
 			return err
 		}
 		v.r.Events[fmt.Sprintf("%s %s", event, outcome)] += *n
+	}
+	if len(v.latest) == 0 {
+		return nil
 	}
 	last, err := time.Parse(`"`+timeForm+`"`, string(v.latest))
 	v.r.Last = last

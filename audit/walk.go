@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"hash"
+	"io"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -59,9 +60,9 @@ func (p *parcel) check(h hash.Hash, t *times) {
 	close(p.ready)
 }
 
-// walk hands out the parcels of a file in order; fn must not keep them. The
+// walk hands out the parcels of what is read in order; fn must not keep them. The
 // memory is that of a fixed number of parcels.
-func walk(ctx context.Context, path string, fn func(*parcel) error) error {
+func walk(ctx context.Context, name string, from io.Reader, fn func(*parcel) error) error {
 	workers := max(2, min(8, runtime.GOMAXPROCS(0)))
 	ctx, cancel := context.WithCancel(ctx)
 	free, work, order := make(chan *parcel, 4*workers), make(chan *parcel, 4*workers), make(chan *parcel, 4*workers)
@@ -84,7 +85,7 @@ func walk(ctx context.Context, path string, fn func(*parcel) error) error {
 		defer func() { done <- struct{}{} }()
 		defer close(order)
 		defer close(work)
-		deal(ctx, path, free, work, order)
+		deal(ctx, name, from, free, work, order)
 	}()
 	go func() {
 		for range running {
@@ -107,7 +108,7 @@ func walk(ctx context.Context, path string, fn func(*parcel) error) error {
 }
 
 // deal reads a file into parcels.
-func deal(ctx context.Context, path string, free <-chan *parcel, work, order chan<- *parcel) {
+func deal(ctx context.Context, name string, from io.Reader, free <-chan *parcel, work, order chan<- *parcel) {
 	var p *parcel
 	take := func() bool {
 		select {
@@ -123,7 +124,7 @@ func deal(ctx context.Context, path string, free <-chan *parcel, work, order cha
 	if !take() {
 		return
 	}
-	err := eachLine(path, func(raw []byte, whole bool) error {
+	err := linesOf(name, from, func(raw []byte, whole bool) error {
 		if !whole {
 			p.tail = len(raw)
 		}

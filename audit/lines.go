@@ -1,0 +1,120 @@
+package audit
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Scan reads the lines from number from on, without the lock: it ends without an
+// error at a tail that is not whole, which a writer may be about to finish. It
+// checks each line's own form, not the chain.
+func Scan(dir string, from uint64, fn func(Line) error) error {
+	list, err := segments(dir)
+	if err != nil {
+		return err
+	}
+	for i, s := range list {
+		if i+1 < len(list) && list[i+1].first <= from {
+			continue
+		}
+		err := eachLine(filepath.Join(dir, segmentDir, s.name), func(raw []byte, whole bool) error {
+			l, err := ParseLine(raw)
+			if err != nil && i == len(list)-1 && !whole {
+				return io.EOF
+			}
+			if err != nil {
+				return fmt.Errorf("segment %s: %w", s.name, err)
+			}
+			if l.Record.Seq < from {
+				return nil
+			}
+			return fn(l)
+		})
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// errFirst ends the reading of a file after its first line.
+var errFirst = errors.New("audit: the first line")
+
+// From returns the number of a line to Scan from for those that were recorded at t or
+// later: the first of a segment, as the clock was when that began.
+func From(dir string, t time.Time) (uint64, error) {
+	list, err := segments(dir)
+	if err != nil {
+		return 0, err
+	}
+	for i := len(list) - 1; i > 0; i-- {
+		var began time.Time
+		err := eachLine(filepath.Join(dir, segmentDir, list[i].name), func(raw []byte, whole bool) error {
+			l, err := ParseLine(raw)
+			if err == nil && whole {
+				began, err = l.Record.Time, errFirst
+			}
+			return err
+		})
+		if errors.Is(err, errFirst) && !began.After(t) {
+			return list[i].first, nil
+		}
+		if err != nil && !errors.Is(err, errFirst) && i < len(list)-1 { // the newest may have been begun just now
+			return 0, fmt.Errorf("segment %s: %w", list[i].name, err)
+		}
+	}
+	return 0, nil
+}
+
+// eachLine hands out the lines of a file with their LF; whole is false for a
+// last one without it. A line is valid until fn returns.
+func eachLine(path string, fn func(raw []byte, whole bool) error) (err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return linesOf(filepath.Base(path), f, fn)
+}
+
+func linesOf(name string, from io.Reader, fn func(raw []byte, whole bool) error) error {
+	r := bufio.NewReaderSize(from, MaxLine+1)
+	for {
+		raw, err := r.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			return ErrTooLarge
+		}
+		if len(raw) > 0 {
+			if ferr := fn(raw, err == nil); ferr != nil {
+				return ferr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("audit: reading %s: %w", name, err)
+		}
+	}
+}
+
+// OriginOf reads the origin from the log's first record.
+func OriginOf(dir string) (string, error) {
+	origin := ""
+	err := Scan(dir, 0, func(l Line) error {
+		origin = l.Record.Object.String("origin")
+		return io.EOF
+	})
+	if err == nil && origin == "" {
+		err = ErrRecord
+	}
+	return origin, err
+}
