@@ -69,7 +69,7 @@ func (k *Keyholder) Hung() <-chan struct{} { return k.tokens.Hung() }
 
 func (k *Keyholder) options(env Env) (keyholder.Options, error) {
 	o := keyholder.Options{
-		Origin: k.cfg.Origin, Audit: k.keys[k.cfg.Audit.Key], CAs: make(map[string]keyholder.CA), Names: k.keys,
+		Origin: k.cfg.Origin, Audit: k.keys[k.cfg.Audit.Key], AuditCertificate: k.cfg.AuditCertificate, CAs: make(map[string]keyholder.CA), Names: k.keys,
 		Token: k.tokens, Dir: k.cfg.KeyholderState, Marks: marks{k.tokens.Token(k.cfg.TokenOf(k.cfg.Audit.Key).Name)}, MarkEvery: k.cfg.MarkEvery, Rate: k.cfg.KeyholderRate,
 		Now: env.Now, Log: env.Zap.Named("keyholder"),
 	}

@@ -8,9 +8,10 @@
 // signs a TBSCertificate only if it is, byte for byte, the one in an intent line
 // that it was fed, for which it was fed no outcome, within the limits of its own,
 // not faster than its own rate, and once; and a checkpoint only of the head that
-// it computed itself. A list of revoked certificates it signs only if an intent line
-// has its number and its digest, once, and an OCSP answer with the OCSP key alone. A
-// head is durable before a signature leaves that follows
+// it computed itself; and a manifest of a bundle only if it names such a checkpoint, of
+// no more records than it followed. A list of revoked certificates it signs only if an
+// intent line has its number and its digest, once, and an OCSP answer with the OCSP key
+// alone. A head is durable before a signature leaves that follows
 // from it. The newest checkpoint is kept on the token, too: it does not sign for a
 // log that is older. No verb of the CA, audit or OCSP key takes a digest. The RA keys and
 // the listeners' key are chosen by the caller's link, and each does one thing only.
@@ -64,9 +65,12 @@ const (
 type Options struct {
 	Origin string
 	Audit  *hsm.Key
-	CAs    map[string]CA // by the issuer's name
-	RA     []*hsm.Key    // RA-sign and RA-decrypt keys
-	Names  map[string]*hsm.Key
+	// AuditCertificate is named in what the audit key signs beside checkpoints; nil:
+	// no manifest is signed.
+	AuditCertificate *x509.Certificate
+	CAs              map[string]CA // by the issuer's name
+	RA               []*hsm.Key    // RA-sign and RA-decrypt keys
+	Names            map[string]*hsm.Key
 	// TLS signs a handshake with the listeners' key, in its turn; nil: the gates have
 	// that key.
 	TLS func(ctx context.Context, digest []byte, h crypto.Hash) ([]byte, error)

@@ -93,6 +93,12 @@ func FuzzStatus(f *testing.F) {
 		HolderStatus{Operations: 1<<64 - 1, Failures: 127, Trouble: "hung", Refused: []string{"a certificate", ""}, Lost: 128})
 }
 
+func FuzzManifest(f *testing.F) {
+	roundTrip(f, encodeManifest, decodeManifest,
+		manifestCall{}, manifestCall{Manifest: []byte("00  a\n"), Note: []byte("note\n")},
+		manifestCall{Manifest: bytes.Repeat([]byte{'a'}, maxPart+1), Note: bytes.Repeat([]byte{'n'}, maxNote)})
+}
+
 func FuzzHead(f *testing.F) {
 	head := audit.Head{Size: 300}
 	head.Prev[0], head.Root[31] = 1, 2

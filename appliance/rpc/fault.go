@@ -28,13 +28,14 @@ var (
 	ErrNotHead  = errors.New("keyholder: not the head of the log that was followed")
 	ErrNoKey    = errors.New("keyholder: no such key for this use")
 	ErrLine     = errors.New("keyholder: the log does not continue what it has seen of it")
+	ErrManifest = errors.New("keyholder: not a manifest that names a checkpoint of the log that was followed")
 	ErrNoToken  = errors.New("keyholder: the token does not work now")
 )
 
 // faults are the errors that keep their meaning on the way to another process.
 var faults = [...]error{
 	protocol.ErrUnknownProfile, issuer.ErrNotSigned, ErrNoIntent, ErrNotHead, ErrNoKey, ErrNoToken, ErrLine, issuer.ErrStatus,
-	status.ErrUnknownIssuer, status.ErrUnauthorized,
+	status.ErrUnknownIssuer, status.ErrUnauthorized, ErrManifest,
 }
 
 // toFault makes an error one that the other end can tell from others. A bit of the

@@ -60,6 +60,7 @@ type LogKeys interface {
 	audit.CheckpointSigner
 	issuer.Signer
 	issuer.StatusSigner
+	ManifestSigner
 	Facts(ctx context.Context) (HolderFacts, error)
 	Status(ctx context.Context) (HolderStatus, error)
 }
@@ -68,6 +69,7 @@ type LogKeys interface {
 func KeyholderTable(gates GateKeys, k LogKeys) map[string]map[link.Verb]link.Handler {
 	table := gateTable(gates)
 	table[RoleAuthority] = map[link.Verb]link.Handler{
+		verbSignManifest: signManifest(k),
 		verbSeen: {Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
 			next, err := k.Next(ctx)
 			if err != nil {

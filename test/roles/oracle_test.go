@@ -32,6 +32,7 @@ const (
 	verbFollow          link.Verb = 65
 	verbSignCertificate link.Verb = 66
 	verbSignCheckpoint  link.Verb = 67
+	verbSignManifest    link.Verb = 80
 )
 
 // A liar is an authority that was taken over: it has the log and the link to the
@@ -159,6 +160,7 @@ func TestTheKeyholderIsNoOracle(t *testing.T) {
 		h.wants(fmt.Sprintf("by line %d: keyholder: no open intent for this certificate in the log: it is 2m", seq))
 	})
 	t.Run("a checkpoint", func(t *testing.T) { l.checkpoints(t) })
+	t.Run("a manifest", func(t *testing.T) { l.manifests(t) })
 	t.Run("a line that skips the chain", func(t *testing.T) { l.skips(t) })
 	t.Run("faster than the rate", func(t *testing.T) { l.hurry(t) })
 
@@ -353,7 +355,7 @@ func TestAGateIsNoAuthority(t *testing.T) {
 			fault(t, fmt.Sprintf("verb %d by the %s' gate", verb, role), err, link.CodeRefused)
 		}
 		_ = c.Close()
-		h.wants(fmt.Sprintf("verb %d by the link of %s: ", verbSignCertificate, role), fmt.Sprintf("verb %d by the link of %s: ", verbSignCheckpoint, role), fmt.Sprintf("verb %d by the link of %s: ", verbFollow, role))
+		h.wants(fmt.Sprintf("verb %d by the link of %s: ", verbSignCertificate, role), fmt.Sprintf("verb %d by the link of %s: ", verbSignCheckpoint, role), fmt.Sprintf("verb %d by the link of %s: ", verbSignManifest, role), fmt.Sprintf("verb %d by the link of %s: ", verbFollow, role))
 	}
 	h.wants(fmt.Sprintf("verb %d by the link of operators: ", verbSignReply))
 	if len(own) != 3 || len(own[rpc.RoleOperators]) != 1 {
