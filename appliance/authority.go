@@ -66,7 +66,7 @@ func OpenAuthority(ctx context.Context, cfg *config.Config, env Env, holder rpc.
 		}
 	}
 	a.operators = operator.New(operator.Options{
-		Acts: a.pipeline, Index: a.index, Log: a.log, Status: a.howItIs, Publication: a.publication, Zap: a.env.Zap.Named("operator"),
+		Acts: a.pipeline, Index: a.index, Log: a.log, Manifests: a.holder, Status: a.howItIs, Publication: a.publication, Zap: a.env.Zap.Named("operator"),
 		Origin: a.cfg.Origin, Rules: a.cfg.Rules, Now: a.env.Now, Scan: scanner(a.cfg),
 		From: func(t time.Time) (uint64, error) { return audit.From(auditDir(a.cfg), t) },
 		Find: func(ctx context.Context, request string, limit int) ([]audit.Line, error) {

@@ -77,6 +77,7 @@ type world struct {
 	dir     string
 	log     *audit.Log
 	ra      []byte // the RA-decrypt certificate
+	audit   softKey
 }
 
 // generation is a CA that signs itself, with an RA.
@@ -94,14 +95,15 @@ func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 	w := &world{dir: filepath.Join(t.TempDir(), "audit"), ra: raCertificate(t, "RA")}
 	index := must[*sqlite.Store](t)(sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "index.db")))
 	t.Cleanup(func() { _ = index.Close() })
+	key := softKey{must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
+	w.audit = key
 	w.log = must[*audit.Log](t)(audit.Open(t.Context(), audit.Options{
-		Dir: w.dir, Origin: "corp.example/log", Followers: []audit.Follower{index},
+		Dir: w.dir, Origin: "corp.example/log", Followers: []audit.Follower{index}, Signer: key, Verifier: key.verifier(t),
 		Genesis: func() (audit.Entry, error) {
 			return audit.Entry{Outcome: "ok", Actor: audit.Actor{Kind: "system"}}, nil
 		},
 	}))
 	t.Cleanup(func() { _ = w.log.Close(context.Background()) })
-	key := softKey{must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}
 	ca := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Corp CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(9999 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte{1},
@@ -126,7 +128,7 @@ func newWorld(t *testing.T, tune ...func(*operator.Options)) *world {
 			return audit.Find(ctx, w.dir, request, limit)
 		},
 		Status: func(context.Context) operator.Status { panic("a fault of ours") },
-		Origin: "corp.example/log", Rules: rules, Now: time.Now, Zap: zap.NewNop(),
+		Origin: "corp.example/log", Rules: rules, Manifests: key, Now: time.Now, Zap: zap.NewNop(),
 	}
 	w.again(tune...)
 	w.Server = httptest.NewServer(gate.Operators(w, func(r *http.Request) (rpc.Actor, bool) {

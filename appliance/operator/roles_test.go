@@ -33,6 +33,8 @@ var matrix = map[string]string{
 	acts.ListCAs:           "yes yes yes yes no",
 	acts.ShowRollover:      "yes yes yes yes no",
 	acts.SwitchCA:          "yes no  no  no  no",
+	acts.ExportBundle:      "yes no  no  yes no",
+	acts.SignCheckpoint:    "yes no  no  yes no",
 	acts.SubmitOrder:       "yes yes yes no  no",
 }
 
@@ -67,6 +69,8 @@ func TestEachRoleDoesWhatTheTableSays(t *testing.T) {
 		acts.ListCAs:           {"GET", "/api/v1/cas", "", 200},
 		acts.ShowRollover:      {"GET", "/api/v1/rollover?issuer=corp", "", 200},
 		acts.SwitchCA:          {"POST", "/api/v1/cas/switch", `{"issuer":"corp","from":"first","to":"first"}`, 409},
+		acts.ExportBundle:      {"POST", "/api/v1/exports", exportOf(theManifest([]byte("n")), []byte("n")), 201},
+		acts.SignCheckpoint:    {"POST", "/api/v1/checkpoints", "", 201},
 		acts.SubmitOrder:       {"POST", "/api/v1/acts", "{}", 400},
 	}
 	if len(matrix) != len(acts.Table()) || len(tries) != len(matrix) || len(columns) != len(acts.Roles()) {

@@ -54,6 +54,7 @@ type (
 	recorder interface {
 		AppendAll(ctx context.Context, e ...audit.Entry) ([]audit.Line, error)
 		Head() audit.Head
+		Checkpoint(ctx context.Context) ([]byte, error)
 	}
 )
 
@@ -72,6 +73,7 @@ type Options struct {
 	Rules       acts.Rules
 	Now         func() time.Time
 	Zap         *zap.Logger
+	Manifests   rpc.ManifestSigner
 }
 
 // Service carries out operators' calls. It implements [rpc.Operator], and is safe
@@ -114,6 +116,8 @@ func handlers() map[string]handler {
 		acts.ListCAs:           (*Service).cas,
 		acts.ShowRollover:      (*Service).rollover,
 		acts.SwitchCA:          (*Service).switchCA,
+		acts.ExportBundle:      (*Service).export,
+		acts.SignCheckpoint:    (*Service).checkpoint,
 		acts.SubmitOrder:       (*Service).submit,
 	}
 }
