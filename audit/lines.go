@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -118,3 +119,37 @@ func OriginOf(dir string) (string, error) {
 	}
 	return origin, err
 }
+
+// Lines hands out the lines of a log as they lie on the disk, unread and unchecked,
+// from the beginning of the segment that has line number from, with the number that
+// each has by its place. It ends at a tail that is not whole. A line is valid until fn
+// returns.
+func Lines(ctx context.Context, dir string, from uint64, fn func(seq uint64, raw []byte) error) error {
+	list, err := segments(dir)
+	if err != nil {
+		return err
+	}
+	for i, s := range list {
+		if i+1 < len(list) && list[i+1].first <= from {
+			continue
+		}
+		seq := s.first
+		err := eachLine(filepath.Join(dir, segmentDir, s.name), func(raw []byte, whole bool) error {
+			if seq%4096 == 0 && ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if !whole {
+				return nil
+			}
+			seq++
+			return fn(seq-1, raw)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SegmentPath is where the log keeps the segment of that name.
+func SegmentPath(dir, name string) string { return filepath.Join(dir, segmentDir, name) }
