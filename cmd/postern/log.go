@@ -36,7 +36,7 @@ func (a *app) batchLine(m operator.Challenge) error {
 
 func (a *app) auditCmd() *cobra.Command {
 	c := &cobra.Command{Use: "audit", Short: "Verify and read the log"}
-	c.AddCommand(a.auditVerifyCmd(), a.auditShowCmd())
+	c.AddCommand(a.auditVerifyCmd(), a.auditShowCmd(), a.auditExportCmd())
 	return c
 }
 

@@ -49,11 +49,24 @@ var (
 	oidAES256    = asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}
 )
 
+// Fits tells whether something can be encrypted to the certificate: nil, or
+// ErrRecipient.
+func Fits(to *x509.Certificate) error {
+	pub, ok := to.PublicKey.(*rsa.PublicKey)
+	if !ok || pub.N.BitLen() < 2048 || pub.N.BitLen() > 8192 {
+		return ErrRecipient
+	}
+	return nil
+}
+
 // Encrypt writes size octets of r to w, in an envelope for the holder of the
 // certificate's key.
 func Encrypt(w io.Writer, r io.Reader, size int64, to *x509.Certificate) error {
+	if err := Fits(to); err != nil {
+		return err
+	}
 	pub, ok := to.PublicKey.(*rsa.PublicKey)
-	if !ok || pub.N.BitLen() < 2048 || pub.N.BitLen() > 8192 {
+	if !ok {
 		return ErrRecipient
 	}
 	if size < 0 || size > MaxContent {
