@@ -25,13 +25,14 @@ NEED_DEMO := ca-certificates openssl softhsm2 strongswan-pki libstrongswan-stand
 build:
 	mkdir -p $(BIN)
 	$(GO) build $(GOFLAGS_B) -o $(BIN)/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build $(GOFLAGS_B) -o $(BIN)/ ./cmd/postern-verify
 	$(GO) build $(GOFLAGS_B) -o $(BIN)/postern-demo ./test/demo
 
 need-demo:
 	tools/need $(NEED_DEMO)
 
 need-test:
-	tools/need $(NEED_DEMO) systemd p11-kit p11-kit-modules opencryptoki certmonger dbus-daemon
+	tools/need $(NEED_DEMO) jq systemd p11-kit p11-kit-modules opencryptoki certmonger dbus-daemon
 
 demo: need-demo build
 	$(BIN)/postern-demo

@@ -196,6 +196,7 @@ if [ -r consistency.json ]; then
 fi
 if [ -n "$before" ]; then
 	b=$(value size "$before/bundle.json") br=$(value root "$before/bundle.json")
+	[ "$b" -le "$size" ] || bad "it ends with $size records, and $before with $b: an old log was put back, or they are in the wrong order"
 	if [ -r consistency.json ] && [ "$(value size consistency.json)" = "$b" ]; then
 		[ "$(value root consistency.json)" = "$br" ] || bad "two histories: the first $b records are not those of $before"
 	elif [ "$b" -ne "$from" ]; then

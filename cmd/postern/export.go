@@ -191,7 +191,10 @@ func recipientOf(path string) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, failed("--encrypt-to names a certificate", "%s: %w", path, err)
 	}
-	return c, envelope.Fits(c)
+	if err := envelope.Fits(c); err != nil {
+		return nil, failed("--encrypt-to names a certificate with an RSA key", "%s: %w", path, err)
+	}
+	return c, nil
 }
 
 // writeBundle has the whole file under its name, or none.
@@ -251,6 +254,44 @@ func exportFailure(err error) error {
 		return failed("postern audit verify says what the log has", "%w", err)
 	}
 	return failed("", "%w", err)
+}
+
+// prove writes records with their proofs, under a checkpoint that is signed for it
+// where none covers them yet.
+func (a *app) prove(ctx context.Context, path string, records []string) error {
+	var o bundle.ExportOptions
+	if err := a.exportFrom(exporting{}, &o); err != nil {
+		return err
+	}
+	var seqs []uint64
+	for _, raw := range records {
+		l, err := audit.ParseLine([]byte(raw))
+		if err != nil {
+			return failed("is it a Postern of the same version?", "the service's answer is no record: %w", err)
+		}
+		seqs = append(seqs, l.Record.Seq)
+	}
+	p, err := bundle.Prove(ctx, o.Dir, o.Verifier, seqs...)
+	if errors.Is(err, bundle.ErrUnsigned) {
+		if err = a.signCheckpoint(ctx); err == nil {
+			p, err = bundle.Prove(ctx, o.Dir, o.Verifier, seqs...)
+		}
+	}
+	if err != nil {
+		return exportFailure(err)
+	}
+	data, err := p.Encode()
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return failed("--proof names a file that is not there yet", "%w", err)
+	}
+	if _, err = f.Write(data); errors.Join(err, f.Close()) != nil {
+		return failed("is the disk full?", "%s could not be written", path)
+	}
+	return nil
 }
 
 // version is what the build knows of itself.

@@ -91,7 +91,7 @@ type damaged struct {
 }
 
 func (a *app) auditShowCmd() *cobra.Command {
-	var req, serial string
+	var req, serial, proof string
 	show := &cobra.Command{
 		Use: "show", Short: "Show the records of one request or serial number", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -112,6 +112,11 @@ func (a *app) auditShowCmd() *cobra.Command {
 			if err := a.call(cmd.Context(), http.MethodGet, "/api/v1/records?"+q.Encode(), nil, &r); err != nil {
 				return err
 			}
+			if proof != "" {
+				if err := a.prove(cmd.Context(), proof, r.Records); err != nil {
+					return err
+				}
+			}
 			return a.print(r, func(w io.Writer) {
 				for _, line := range r.Records {
 					printRecord(w, line)
@@ -121,6 +126,7 @@ func (a *app) auditShowCmd() *cobra.Command {
 	}
 	show.Flags().StringVar(&req, "req", "", "request `id`, as the device was told")
 	show.Flags().StringVar(&serial, "serial", "", "serial `number`, hex")
+	show.Flags().StringVar(&proof, "proof", "", "write the records with proofs that a signed checkpoint covers them to a new `file`")
 	return show
 }
 
