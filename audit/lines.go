@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/postern-pki/postern/audit/jcs"
 )
 
 // Scan reads the lines from number from on, without the lock: it ends without an
@@ -153,3 +156,30 @@ func Lines(ctx context.Context, dir string, from uint64, fn func(seq uint64, raw
 
 // SegmentPath is where the log keeps the segment of that name.
 func SegmentPath(dir, name string) string { return filepath.Join(dir, segmentDir, name) }
+
+// Field is the value of a key of an object as it is written, such as that of a [Seen];
+// nil if there is none.
+func Field(ob []byte, key string) []byte {
+	if len(ob) < 2 || ob[0] != '{' {
+		return nil
+	}
+	for at := 1; at < len(ob) && ob[at] == '"'; at++ {
+		n, err := jcs.Scan(ob[at:], 2)
+		if err != nil || at+n+1 >= len(ob) {
+			return nil
+		}
+		name := ob[at+1 : at+n-1]
+		at += n + 1
+		if n, err = jcs.Scan(ob[at:], 2); err != nil {
+			return nil
+		}
+		switch bytes.Compare(name, []byte(key)) {
+		case 0:
+			return ob[at : at+n]
+		case 1:
+			return nil // keys are in order
+		}
+		at += n
+	}
+	return nil
+}

@@ -21,7 +21,7 @@
 // # What a caller may rely on
 //
 // Two exports of one range of one log are the same octets but for MANIFEST.p7s, as
-// long as transcripts, profiles and program are the same. [Export] makes none of a
+// long as transcripts, profiles, lists and program are the same. [Export] makes none of a
 // log that is damaged. [Verify] accepts no octet that the manifest does not list, no
 // record that the checkpoint does not cover, and names the first place that is not as
 // it should be. Both need memory for the files that are not records or certificates,

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -171,37 +170,38 @@ func (e *export) take(s *audit.Seen) error {
 			e.wanted[digest] = true
 		}
 	}
-	cert, err := issuedIn(s)
-	if err != nil {
-		return err
-	}
-	if cert != nil {
+	if cert := issuedIn(s); cert != nil {
 		e.info.Certificates++
-		if err := pem.Encode(io.MultiWriter(e.issued, e.sum), &pem.Block{Type: "CERTIFICATE", Bytes: cert}); err != nil {
-			return fmt.Errorf("bundle: %w", err)
+		if err := armor(io.MultiWriter(e.issued, e.sum), cert); err != nil {
+			return err
 		}
 	}
 	return e.info.version(s)
 }
 
-// issuedIn is the certificate that a record says was issued, nil if it is another one.
-func issuedIn(s *audit.Seen) ([]byte, error) {
-	if string(s.Outcome) != `"issued"` || !bytes.Contains(s.Object, []byte(`"certificate":`)) {
-		return nil, nil
+// issuedIn is the certificate that a record says was issued, in base64; nil if it is
+// another record.
+func issuedIn(s *audit.Seen) []byte {
+	if string(s.Outcome) != `"issued"` {
+		return nil
 	}
-	l, err := audit.ParseLine(s.Raw)
-	if err != nil {
-		return nil, err
+	text := audit.Field(s.Object, "certificate")
+	if len(text) <= 2 || text[0] != '"' {
+		return nil
 	}
-	text := l.Record.Object.String("certificate")
-	der, err := base64.StdEncoding.Strict().DecodeString(text)
-	if err != nil {
-		return nil, &audit.Damage{Segment: s.Segment, Offset: s.Offset, Seq: s.Seq, Why: "the certificate in the record is no base64"}
+	return text[1 : len(text)-1]
+}
+
+// armor writes a certificate in base64 as PEM: lines of 64 (RFC 7468, section 2).
+func armor(w io.Writer, text []byte) error {
+	b := append(make([]byte, 0, len(text)+len(text)/64+64), "-----BEGIN CERTIFICATE-----\n"...)
+	for line := range slices.Chunk(text, 64) {
+		b = append(append(b, line...), '\n')
 	}
-	if len(der) == 0 {
-		return nil, nil
+	if _, err := w.Write(append(b, "-----END CERTIFICATE-----\n"...)); err != nil {
+		return fmt.Errorf("bundle: %w", err)
 	}
-	return der, nil
+	return nil
 }
 
 // version notes what a start says of the service.

@@ -2,7 +2,6 @@ package bundle
 
 import (
 	"context"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -58,13 +57,9 @@ func (v *verifier) each(s *audit.Seen) error {
 		}
 		v.genesis = l.Record.Object.String("transcript_sha256")
 	}
-	cert, err := issuedIn(s)
-	if err != nil {
-		return err
-	}
-	if cert != nil {
+	if cert := issuedIn(s); cert != nil {
 		v.count++
-		if err := pem.Encode(v.issued, &pem.Block{Type: "CERTIFICATE", Bytes: cert}); err != nil {
+		if err := armor(v.issued, cert); err != nil {
 			return err
 		}
 	}

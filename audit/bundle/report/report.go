@@ -248,50 +248,24 @@ func cut(s string) string {
 	return strings.ToValidUTF8(s[:maxText], "") + "..."
 }
 
-// field is the value of a key of an object as it is written, nil if there is none.
-func field(ob []byte, key string) []byte {
-	if len(ob) < 2 || ob[0] != '{' {
-		return nil
-	}
-	for at := 1; at < len(ob) && ob[at] == '"'; at++ {
-		n, err := jcs.Scan(ob[at:], 2)
-		if err != nil || at+n+1 >= len(ob) {
-			return nil
-		}
-		name := ob[at+1 : at+n-1]
-		at += n + 1
-		if n, err = jcs.Scan(ob[at:], 2); err != nil {
-			return nil
-		}
-		switch bytes.Compare(name, []byte(key)) {
-		case 0:
-			return ob[at : at+n]
-		case 1:
-			return nil // keys are in order
-		}
-		at += n
-	}
-	return nil
-}
-
 // reasonOf is why something was refused: the rule that the first reason names, or else
 // the kind of the refusal.
 func reasonOf(ob []byte) []byte {
-	if reasons := field(ob, "reasons"); len(reasons) > 2 {
+	if reasons := audit.Field(ob, "reasons"); len(reasons) > 2 {
 		n, err := jcs.Scan(reasons[1:], 3)
 		if err == nil {
-			if rule := field(reasons[1:1+n], "rule"); rule != nil {
+			if rule := audit.Field(reasons[1:1+n], "rule"); rule != nil {
 				return rule
 			}
 		}
 	}
-	return field(ob, "kind")
+	return audit.Field(ob, "kind")
 }
 
 // actorOf is who acted: operators and gates by their id, all devices as one.
 func actorOf(actor []byte) []byte {
-	kind := field(actor, "kind")
-	if id := field(actor, "id"); id != nil && string(kind) != `"device"` {
+	kind := audit.Field(actor, "kind")
+	if id := audit.Field(actor, "id"); id != nil && string(kind) != `"device"` {
 		return []byte(plain(kind) + " " + plain(id))
 	}
 	return []byte(plain(kind))
