@@ -88,7 +88,6 @@ type Walk struct {
 
 	previous string // SHA-256 of the segment before, hex; "" where it is not known
 	inside   bool   // the walk begins within a segment
-	first    time.Time
 	seg      string
 	line     int
 	offset   int64

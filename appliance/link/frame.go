@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -105,7 +106,7 @@ func decodeFault(body []byte) (*Fault, error) {
 	d := NewDecoder(body)
 	code := d.Uint()
 	f := &Fault{Code: Code(code), Text: d.String(maxText)}
-	if code > 1<<16-1 {
+	if code > math.MaxUint32 {
 		return nil, fmt.Errorf("%w: a fault's code", ErrProtocol)
 	}
 	return f, d.Err()

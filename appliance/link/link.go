@@ -59,7 +59,7 @@ var (
 )
 
 // A Code classifies a fault, so that it can be told from others at the other end.
-type Code uint16
+type Code uint32
 
 // The codes that a link itself uses; the messages have theirs from FirstCode on, as
 // bits beside which one of the link's may stand.

@@ -243,3 +243,15 @@ func FuzzStatusList(f *testing.F) {
 		status.List{Answer: status.Answer{ThisUpdate: time.Unix(0, 0).UTC(), NextUpdate: time.Unix(-1, 0).UTC()}},
 		status.List{Answer: status.Answer{DER: []byte{0x30, 0}, ThisUpdate: day, NextUpdate: day.Add(time.Hour)}, Number: 7})
 }
+
+// Each error that a caller tells apart is one still behind the link, and no other.
+func TestEachFaultKeepsItsMeaning(t *testing.T) {
+	for i, known := range faults {
+		got := fromFault(toFault(known))
+		for j, other := range faults {
+			if errors.Is(got, other) != (i == j) {
+				t.Errorf("%v is %v behind the link: %v", known, other, got)
+			}
+		}
+	}
+}

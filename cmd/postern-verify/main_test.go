@@ -32,7 +32,7 @@ func TestTheVerifierIsMadeOfLittle(t *testing.T) {
 }
 
 func TestMisuse(t *testing.T) {
-	for _, args := range [][]string{{}, {"--trust", "a"}, {"a"}, {"a", "--trust", "b", "--output", "xml"}, {"a", "--trust", "nowhere"}, {"--colour"}} {
+	for _, args := range [][]string{{}, {"--trust", "a"}, {"a"}, {"a", "--trust", "b", "--output", "xml"}, {"a", "--trust", "nowhere"}, {"--color"}} {
 		var out, errOut bytes.Buffer
 		if code := run(t.Context(), args, &out, &errOut); code != misused || out.Len() > 0 || !strings.Contains(errOut.String(), "hint: ") {
 			t.Errorf("%q: exit %d: %s%s", args, code, out.String(), errOut.String())

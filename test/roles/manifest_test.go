@@ -41,9 +41,10 @@ func (l *liar) manifests(t *testing.T) {
 	pub, _ := l.cfg.AuditCertificate.PublicKey.(*ecdsa.PublicKey)
 	// The octets of a real signature, under the text of another head.
 	moved := must(audit.AssembleNote(l.cfg.Origin, pub, audit.NoteText(l.cfg.Origin, other), []byte{0x30, 6, 2, 1, 1, 2, 1, 1}))(t)
+	others := forge(head, own)
 	digest := sha256.Sum256(good)
 	for what, one := range map[string]struct{ manifest, note []byte }{
-		"a checkpoint of another key":         {naming(head.Size, forge(head, own)), forge(head, own)},
+		"a checkpoint of another key":         {naming(head.Size, others), others},
 		"another root":                        {naming(head.Size, moved), moved},
 		"a note that was changed":             {naming(head.Size, changed), changed},
 		"a checkpoint under another size":     {naming(head.Size+1, note), note},
