@@ -15,7 +15,7 @@ OPERATOR_PORT ?= 9443
 export DEVICE_PORT OPERATOR_PORT
 
 # strongSwan's curl plugin does nothing without the openssl plugin of the standard ones.
-NEED_DEMO := ca-certificates openssl softhsm2 strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins
+NEED_DEMO := ca-certificates jq openssl softhsm2 strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins
 
 # A token's mechanism state is per process; so are SoftHSM's files. Nothing here
 # reads or writes a token outside the folder of the demo or of one test.
@@ -32,7 +32,7 @@ need-demo:
 	tools/need $(NEED_DEMO)
 
 need-test:
-	tools/need $(NEED_DEMO) jq systemd p11-kit p11-kit-modules opencryptoki certmonger dbus-daemon
+	tools/need $(NEED_DEMO) systemd p11-kit p11-kit-modules opencryptoki certmonger dbus-daemon
 
 demo: need-demo build
 	$(BIN)/postern-demo

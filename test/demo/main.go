@@ -91,6 +91,9 @@ func run(ctx context.Context, stay bool) (err error) {
 	if err := d.log(); err != nil {
 		return err
 	}
+	if err := d.bundle(); err != nil {
+		return err
+	}
 	fmt.Printf("\nAll of it took %.1f s. State is in ./demo; nothing is left running. `make run` stays in the foreground.\n", time.Since(began).Seconds())
 	return nil
 }
