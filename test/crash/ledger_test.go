@@ -30,6 +30,7 @@ type ledger struct {
 	due          map[string]bool    // by serial
 	acknowledged map[string]string  // by serial: the challenge
 	unknown      int
+	number, list uint64 // of the last CRL, and of its intent
 }
 
 func newLedger() *ledger {
@@ -85,7 +86,17 @@ func (l *ledger) read(t *testing.T, line audit.Line) {
 		}
 		l.intents[r.Seq], l.open[r.Seq], l.bySerial[in.Serial], l.spent[in.Challenge] = i, i, i, i
 	}
-	if seq, outcome, ok := audit.OutcomeOf(line); ok {
+	if in, ok := audit.CRLIntentOf(line); ok {
+		if in.Number <= l.number {
+			t.Errorf("record %d intends CRL %d after %d", r.Seq, in.Number, l.number)
+		}
+		l.number, l.list = in.Number, r.Seq
+	}
+	if seq, outcome, ok := audit.OutcomeOf(line); ok && r.Event == "crl" {
+		if seq != l.list || uint64(r.Object.Int("number")) != l.number {
+			t.Errorf("record %d closes %d of CRL %d, %s; the last is %d by %d", r.Seq, seq, r.Object.Int("number"), outcome, l.number, l.list)
+		}
+	} else if ok {
 		i := l.intents[seq]
 		if i == nil || i.outcome != "" {
 			t.Errorf("record %d closes %d, which is %+v", r.Seq, seq, i)
