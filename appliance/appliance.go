@@ -47,6 +47,8 @@ type Env struct {
 	// Courier is the role that has the listeners' certificate from a directory; nil:
 	// there is none.
 	Courier rpc.CourierTLS
+	// Validators asks those who vouch for requests; nil: there are none.
+	Validators rpc.Validators
 }
 
 func (e Env) orDefault() Env {

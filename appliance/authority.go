@@ -162,10 +162,14 @@ func (a *Authority) openPipeline(context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.pipeline, err = authority.New(authority.Options{
+	o := authority.Options{
 		Log: a.log, Index: a.index, Policies: a.cfg.Policies, Tagger: tagger, Issuers: issuers, Now: a.env.Now, Zap: a.env.Zap.Named("authority"),
 		Revoked: a.status.Revoked, CRL: a.newestCRL,
-	})
+	}
+	if a.env.Validators != nil {
+		o.Validators = asker{a.env.Validators}
+	}
+	a.pipeline, err = authority.New(o)
 	return err
 }
 

@@ -23,12 +23,18 @@ import (
 )
 
 // HasCourier reports whether the configuration gives the courier anything to do.
-func HasCourier(cfg *config.Config) bool { return cfg.TLS.Mode == "acme" }
+func HasCourier(cfg *config.Config) bool {
+	return cfg.TLS.Mode == "acme" || len(cfg.Validators) > 0
+}
 
-// courier runs the role that asks the ACME directory. Where it has nothing to do it
-// waits: as a service of its own it is started with the others.
+// courier runs the role that asks the ACME directory and the validators. Where it has
+// nothing to do it waits: as a service of its own it is started with the others.
 func (r *running) courier(ctx context.Context) error {
 	if err := folder(r.cfg.CourierState); err != nil {
+		return err
+	}
+	validators, err := openValidators(r.cfg, r.env.Zap.Named("validators")) // before the sandbox: it reads credentials
+	if err != nil {
 		return err
 	}
 	if err := r.bind(sandbox.Courier(r.cfg.CourierState, nil, r.dial)); err != nil {
@@ -39,18 +45,22 @@ func (r *running) courier(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	c := r.cfg.TLS
-	own, err := courier.New(courier.Options{
-		Directory: c.Directory, Roots: r.cfg.ACMERoots, Email: c.Email, Names: c.Names, Dir: r.cfg.CourierState, Log: r.env.Zap.Named("courier"),
-	})
-	if err != nil {
-		return err
+	var directory rpc.CourierTLS
+	run := func(ctx context.Context) error { <-ctx.Done(); return nil }
+	if c := r.cfg.TLS; c.Mode == "acme" {
+		own, err := courier.New(courier.Options{
+			Directory: c.Directory, Roots: r.cfg.ACMERoots, Email: c.Email, Names: c.Names, Dir: r.cfg.CourierState, Log: r.env.Zap.Named("courier"),
+		})
+		if err != nil {
+			return err
+		}
+		directory, run = own, own.Run
 	}
-	s := link.NewServer(link.ServerOptions{Self: r.hello(), Verbs: rpc.CourierTable(own), Log: r.env.Zap.Named("link")})
+	s := link.NewServer(link.ServerOptions{Self: r.hello(), Verbs: rpc.CourierTable(directory, validators), Log: r.env.Zap.Named("link")})
 	stop := r.accept(ctx, s)
 	defer stop()
 	r.ready()
-	return own.Run(ctx)
+	return run(ctx)
 }
 
 // tlsKey says how the keyholder signs handshakes: with the token, in their share of

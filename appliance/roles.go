@@ -33,7 +33,7 @@ func Run(ctx context.Context, cfg *config.Config, env Env, role string, ends lin
 	if HasCourier(cfg) && role != rpc.RoleCourier && role != rpc.RoleKeyholder {
 		c := rpc.NewCourier(r.client(rpc.RoleCourier))
 		defer func() { _ = c.Close() }()
-		r.env.Courier = c
+		r.env.Courier, r.env.Validators = c, c
 	}
 	switch role {
 	case rpc.RoleKeyholder:

@@ -104,25 +104,6 @@ func (l *loader) protocols(s section) []string {
 	return words
 }
 
-func (l *loader) challenge(c *compiled, s section) {
-	n := s.get("challenge")
-	ch := l.mapping(n, s.at("challenge"), keys{
-		must: []string{"mode"}, may: []string{"ttl"}, later: map[string]string{"allow_static": ""},
-	})
-	c.Challenge.Mode = l.choice(ch.get("mode"), ch.at("mode"),
-		map[string]string{"webhook": "", "intune": "", "ndes": "", "static": ""}, ModeOneTime, ModeNone)
-	switch ttl := ch.get("ttl"); {
-	case c.Challenge.Mode == ModeNone && c.Approve == ApproveAutomatic:
-		l.fault(ch.get("mode"), ch.at("mode"), "nobody would vouch for a request: no challenge takes approve: manual or always")
-	case c.Challenge.Mode == ModeNone && ttl != nil:
-		l.fault(ttl, ch.at("ttl"), "means nothing where there is no challenge")
-	case c.Challenge.Mode == ModeOneTime && ttl == nil:
-		l.fault(n, ch.at("ttl"), "is missing")
-	default:
-		c.Challenge.TTL = l.duration(ttl, ch.at("ttl"), maxTTL)
-	}
-}
-
 // Bounds on requests that wait, and how they wait where the profile does not say.
 const (
 	maxPendingTTL = 30 * day

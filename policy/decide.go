@@ -85,6 +85,7 @@ func (s *Set) Decide(f Facts) Decision {
 	r.extensions()
 	r.renewal()
 	r.limits()
+	r.validators()
 	b := r.validity()
 	b.profile, b.keyUsage, b.names = c, c.keyUsage[f.Key.Type], namesOf(c, f, true)
 	if len(b.names.Subject)+len(b.names.DNS)+len(b.names.IP)+len(b.names.Email)+len(b.names.URI) == 0 {

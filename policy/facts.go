@@ -49,6 +49,7 @@ type Facts struct {
 
 	Authorization string        `json:"authorization"`           // [Authorized] or the reason why not
 	AuthorizedBy  string        `json:"authorized_by,omitempty"` // "challenge:<id>", "certificate:<serial>", or "approval": a person alone
+	Validators    []string      `json:"validators,omitempty"`    // what each said, see [Validator.Fact]
 	Renewal       *RenewalFacts `json:"renewal,omitempty"`       // of a renewal, and of nothing else
 
 	ActiveForSubject int64 `json:"active_for_subject"` // living certificates of the subject, without the one that is renewed

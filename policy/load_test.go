@@ -36,7 +36,15 @@ func TestLoadRefuses(t *testing.T) {
 		"waiting for nobody":         {"approve: automatic", "approve: automatic\n    pending: {ttl: 1d}", "profiles[0].pending", "no request waits"},
 		"waiting for ever":           {"approve: automatic", "approve: manual\n    pending: {ttl: 31d}", "profiles[0].pending.ttl", "more than"},
 		"room for none":              {"approve: automatic", "approve: manual\n    pending: {max: 0}", "profiles[0].pending.max", "from 1"},
-		"a webhook":                  {"mode: one-time", "mode: webhook", "profiles[0].challenge.mode", "not supported by this version"},
+		"no mode and one":            {"mode: one-time, ttl: 30m", "mode: [none, webhook], webhook: w", "profiles[0].challenge.mode", "stands alone"},
+		"a webhook without a name":   {"mode: one-time, ttl: 30m", "mode: webhook", "profiles[0].challenge.webhook", "missing"},
+		"a webhook with a life":      {"mode: one-time", "webhook: w, mode: webhook", "profiles[0].challenge.ttl", "mode one-time"},
+		"a webhook for nothing":      {"mode: one-time", "webhook: w, mode: one-time", "profiles[0].challenge.webhook", "never be reached"},
+		"a webhook with a bad name":  {"mode: one-time, ttl: 30m", "mode: webhook, webhook: 'a b'", "profiles[0].challenge.webhook", "not a name"},
+		"a mode twice":               {"mode: one-time", "mode: [one-time, one-time]", "profiles[0].challenge.mode[1]", "given twice"},
+		"no mode at all":             {"mode: one-time, ttl: 30m", "mode: []", "profiles[0].challenge.mode", "not empty"},
+		"a mode that is none":        {"mode: one-time", "mode: [one-time, webhok]", "profiles[0].challenge.mode", `did you mean "webhook"`},
+		"a one-time one without end": {"mode: one-time, ttl: 30m", "mode: [webhook, one-time], webhook: w", "profiles[0].challenge.ttl", "missing"},
 		"Intune":                     {"mode: one-time", "mode: intune", "profiles[0].challenge.mode", "not supported by this version"},
 		"the NDES page":              {"mode: one-time", "mode: ndes", "profiles[0].challenge.mode", "not supported by this version"},
 		"a static challenge":         {"mode: one-time", "mode: static", "profiles[0].challenge.mode", "not supported by this version"},
@@ -249,7 +257,7 @@ func TestApproval(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p, _ := set.Profile(set.Names()[0]); p.Challenge != (policy.ChallengeRule{Mode: policy.ModeNone}) {
+	if p, _ := set.Profile(set.Names()[0]); p.Challenge.Mode != policy.ModeNone || p.Challenge.TTL != 0 || p.Challenge.Validators != nil {
 		t.Errorf("%+v", p.Challenge)
 	}
 }

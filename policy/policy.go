@@ -24,7 +24,10 @@ package policy
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // A Set is the profiles of one start of the appliance.
@@ -53,6 +56,7 @@ func (s *Set) Profile(name string) (*Profile, bool) {
 	p.Clients.Ciphers = slices.Clone(p.Clients.Ciphers)
 	p.Lint.Exceptions = slices.Clone(p.Lint.Exceptions)
 	p.Status = p.Status.clone()
+	p.Challenge.Validators = slices.Clone(p.Challenge.Validators)
 	return &p, true
 }
 
@@ -101,10 +105,22 @@ func (p *Profile) LintExceptions() []string {
 	return out
 }
 
-// ChallengeRule says who vouches for a new request.
+// ChallengeRule says who vouches for a new request. All have to.
 type ChallengeRule struct {
-	Mode string        // "one-time", or "none": a person vouches, by [Profile.Approve]
-	TTL  time.Duration // the longest life of a challenge, and its default; 0 where there is none
+	// Mode is what the challenge in a request is: "one-time" for one of ours, or the
+	// kind of the validator that knows it; "none": a person vouches, by
+	// [Profile.Approve].
+	Mode string
+	TTL  time.Duration // the longest life of a challenge of ours, and its default; 0 where there is none
+	// Validators are asked over the network, in this order, once nothing else is
+	// against the request.
+	Validators []Validator
+}
+
+// A Validator is somebody outside who vouches for requests.
+type Validator struct {
+	Kind string // "webhook"
+	Name string // in the configuration
 }
 
 // Pending bounds the requests that wait for an operator; its zero value is that of
@@ -194,3 +210,123 @@ type Lint struct{ Exceptions []LintException }
 
 // A LintException is one lint rule and the reason why it may be broken.
 type LintException struct{ Rule, Reason string }
+
+// modes are those that a profile can name, in the order in which the kinds of
+// validators are asked.
+var modes = []string{ModeOneTime, "webhook"}
+
+// challenge reads who vouches for new requests: one mode, or several that all have to.
+func (l *loader) challenge(c *compiled, s section) {
+	ch := l.mapping(s.get("challenge"), s.at("challenge"), keys{
+		must: []string{"mode"}, may: []string{"ttl", "webhook"}, later: map[string]string{"allow_static": ""},
+	})
+	given := l.modes(ch)
+	if slices.Contains(given, ModeNone) {
+		l.noChallenge(c, ch, given)
+		return
+	}
+	for _, mode := range modes {
+		has := slices.Contains(given, mode)
+		if has && c.Challenge.Mode == "" {
+			c.Challenge.Mode = mode // the challenge is of the first, and none of the others' business
+		}
+		if mode == ModeOneTime {
+			continue
+		}
+		n := ch.get(mode)
+		switch {
+		case has && n == nil:
+			l.fault(ch.node, ch.at(mode), "is missing: the name of one of the configuration's validators")
+		case has:
+			name, ok := l.text(n, ch.at(mode))
+			if ok && !issuerName.MatchString(name) {
+				l.fault(n, ch.at(mode), "%q is not a name of a validator", name)
+			}
+			c.Challenge.Validators = append(c.Challenge.Validators, Validator{mode, name})
+		case n != nil && len(given) > 0:
+			l.fault(n, ch.at(mode), "can never be reached: mode does not name %s", mode)
+		}
+	}
+	l.ttl(c, ch, given)
+}
+
+// noChallenge checks a profile in which a person vouches for each request.
+func (l *loader) noChallenge(c *compiled, ch section, given []string) {
+	c.Challenge.Mode = ModeNone
+	mode, ttl := ch.get("mode"), ch.get("ttl")
+	switch {
+	case len(given) > 1:
+		l.fault(mode, ch.at("mode"), "none stands alone: with another mode somebody vouches")
+	case c.Approve == ApproveAutomatic:
+		l.fault(mode, ch.at("mode"), "nobody would vouch for a request: no challenge takes approve: manual or always")
+	case ttl != nil:
+		l.fault(ttl, ch.at("ttl"), "means nothing where there is no challenge")
+	}
+}
+
+// modes reads one word or a list of them.
+func (l *loader) modes(ch section) []string {
+	n := ch.get("mode")
+	later := map[string]string{"intune": "", "ndes": "", "static": ""}
+	known := append(slices.Clone(modes), ModeNone)
+	if n == nil || n.Kind != yaml.SequenceNode {
+		if m := l.choice(n, ch.at("mode"), later, known...); m != "" {
+			return []string{m}
+		}
+		return nil
+	}
+	_, nodes := l.words(n, ch.at("mode"))
+	var out []string
+	for _, word := range nodes {
+		if m := l.choice(word, ch.at("mode"), later, known...); m != "" {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// ttl reads the life of our own challenges.
+func (l *loader) ttl(c *compiled, ch section, given []string) {
+	n, own := ch.get("ttl"), slices.Contains(given, ModeOneTime)
+	switch {
+	case n == nil && own:
+		l.fault(ch.node, ch.at("ttl"), "is missing")
+	case n != nil && !own && len(given) > 0:
+		l.fault(n, ch.at("ttl"), "is the life of a challenge of mode one-time: another mode's is not ours to say")
+	case n != nil:
+		c.Challenge.TTL = l.duration(n, ch.at("ttl"), maxTTL)
+	}
+}
+
+// Vouched is the verdict by which a validator vouches for a request.
+const Vouched = "allowed"
+
+// Fact is how [Facts.Validators] has what a validator said. A verdict other than
+// [Vouched] may come with words.
+func (v Validator) Fact(verdict string) string { return v.Kind + " " + v.Name + ": " + verdict }
+
+// AllVouched is [Facts.Validators] of a request that all of them vouch for.
+func (c ChallengeRule) AllVouched() []string {
+	var out []string
+	for _, v := range c.Validators {
+		out = append(out, v.Fact(Vouched))
+	}
+	return out
+}
+
+// validators looks at what those outside said of a new request: each has to have
+// vouched for it. It comes late, so that a device hears first of what it can change.
+func (r *run) validators() {
+	if r.f.Kind == KindRenewal {
+		return
+	}
+	for _, v := range r.c.Challenge.Validators {
+		saw := "not asked"
+		for _, fact := range r.f.Validators {
+			if strings.HasPrefix(fact, v.Fact("")) {
+				saw = fact
+			}
+		}
+		r.check("challenge."+v.Kind, saw == v.Fact(Vouched), saw, "the validator has to vouch for the request")
+	}
+}

@@ -142,6 +142,9 @@ func (p *Pipeline) newChallenge(a NewChallenge) (Challenge, challenge.Record, er
 	if !ok {
 		return Challenge{}, challenge.Record{}, fmt.Errorf("%w: %q", ErrNoProfile, a.Profile)
 	}
+	if profile.Challenge.Mode != policy.ModeOneTime {
+		return Challenge{}, challenge.Record{}, fmt.Errorf("%w: the profile's challenges are those of its %s, and none of ours", ErrBadRequest, profile.Challenge.Mode)
+	}
 	subject, err := policy.ParseSubject(a.Subject)
 	if err != nil {
 		return Challenge{}, challenge.Record{}, fmt.Errorf("%w: subject: %w", ErrBadRequest, err)

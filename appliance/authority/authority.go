@@ -82,6 +82,8 @@ type Options struct {
 	Revoked func(issuer, serial string)
 	// CRL returns the DER of an issuer's newest list.
 	CRL func(ctx context.Context, issuer string) ([]byte, error)
+	// Validators asks those outside who vouch. nil: no profile names one.
+	Validators validators
 }
 
 // Pipeline implements [protocol.Authority] and the operators' acts.
@@ -100,6 +102,7 @@ type Pipeline struct {
 	zap        *zap.Logger
 	revoked    func(issuer, serial string)
 	newestCRL  func(ctx context.Context, issuer string) ([]byte, error)
+	validators validators
 }
 
 var _ protocol.Authority = (*Pipeline)(nil)
@@ -111,6 +114,9 @@ func New(o Options) (*Pipeline, error) {
 		p, _ := o.Policies.Profile(name)
 		if _, ok := o.Issuers[p.Issuer]; !ok {
 			faults = append(faults, errors.New("authority: profile "+name+" names issuer "+p.Issuer+", which is not configured"))
+		}
+		if len(p.Challenge.Validators) > 0 && o.Validators == nil {
+			faults = append(faults, errors.New("authority: profile "+name+" has validators, and nobody asks them"))
 		}
 	}
 	if err := errors.Join(faults...); err != nil {
@@ -134,7 +140,7 @@ func New(o Options) (*Pipeline, error) {
 	return &Pipeline{
 		log: o.Log, index: o.Index, policies: o.Policies, tagger: o.Tagger, holds: holds,
 		challenges: challenge.NewService(o.Index, o.Tagger, holds),
-		issuers:    issuers, subjects: subjects, now: o.Now, zap: o.Zap, revoked: o.Revoked, newestCRL: o.CRL,
+		issuers:    issuers, subjects: subjects, now: o.Now, zap: o.Zap, revoked: o.Revoked, newestCRL: o.CRL, validators: o.Validators,
 	}, nil
 }
 

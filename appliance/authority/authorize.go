@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
 	"github.com/postern-pki/postern/policy"
 	"github.com/postern-pki/postern/policy/challenge"
 	"github.com/postern-pki/postern/protocol"
@@ -63,8 +66,12 @@ func (p *Pipeline) authorize(ctx context.Context, q *proven, names policy.Names)
 	return g, v, nil
 }
 
-// byChallenge holds the challenge for this request.
+// byChallenge holds the challenge for this request, where it is one of ours.
 func (p *Pipeline) byChallenge(ctx context.Context, q *proven, names policy.Names, kind string) (grant, *verdict, error) {
+	if q.profile.Challenge.Mode != policy.ModeOneTime {
+		g, v := q.byValidator(kind)
+		return g, v, nil
+	}
 	g := grant{kind: kind}
 	if q.csr.Challenge == nil {
 		return g, notAllowed("challenge", "none", "a new enrollment needs a challenge"), nil
@@ -133,4 +140,160 @@ func (q *proven) encryptable(g grant) *verdict {
 	}
 	return &verdict{kind: protocol.BadAlgorithm, say: say,
 		reasons: []policy.Reason{{Rule: "message.signer", Saw: fmt.Sprintf("%T", q.signer.PublicKey), Say: say}}}
+}
+
+// validators puts questions to those who vouch, over the network. It is safe for
+// concurrent use; an error is a fault of ours.
+type validators interface {
+	Ask(ctx context.Context, q challenge.Question) (challenge.Answer, error)
+}
+
+// A silence is a validator that did not answer. It is a fault on our side: the device
+// comes again, and its challenge is as good as before.
+type silence struct {
+	validator policy.Validator
+	answer    challenge.Answer
+}
+
+// Error returns which and why, for the log.
+func (s *silence) Error() string {
+	return "validator " + s.validator.Fact(string(s.answer.Verdict)) + ": " + s.answer.Say
+}
+
+// byValidator is who asks where the challenge is none of ours: whoever shows one. The
+// validators say more, once nothing else is against the request.
+func (q *proven) byValidator(kind string) (grant, *verdict) {
+	g := grant{kind: kind}
+	if q.csr.Challenge == nil || len(q.csr.Challenge.Bytes()) == 0 {
+		return g, notAllowed("challenge", "none", "a new enrollment needs a challenge")
+	}
+	g.by = q.profile.Challenge.Mode + ":" + q.profile.Challenge.Validators[0].Name
+	return g, nil
+}
+
+// vouch asks the validators of a new request that everything else lets through, in
+// their order and up to the first that refuses. What they said is added to the facts.
+func (p *Pipeline) vouch(ctx context.Context, q *proven, f *policy.Facts, g grant) (*verdict, error) {
+	c := q.profile.Challenge
+	if g.kind == kindRenewal || len(c.Validators) == 0 {
+		return nil, nil
+	}
+	would := *f
+	would.Validators = c.AllVouched()
+	if !p.policies.Decide(would).Issue {
+		return nil, nil // so nobody is asked, and no challenge is shown to them in vain
+	}
+	for _, v := range c.Validators {
+		a, err := p.validators.Ask(ctx, q.question(challenge.OccasionCheck, v))
+		if err != nil {
+			return nil, fmt.Errorf("authority: asking the validator %s: %w", v.Name, err)
+		}
+		switch a.Verdict {
+		case challenge.Allowed:
+			f.Validators = append(f.Validators, v.Fact(policy.Vouched))
+		case challenge.Refused:
+			f.Validators = append(f.Validators, v.Fact(said(a)))
+			f.Authorization = "challenge." + v.Kind + ": " + string(a.Verdict)
+			no := &verdict{kind: protocol.NotAllowed, say: challenge.Say} // policy has the reason
+			if g.challenge.ID != "" {
+				no.challenge = &challenge.Refusal{ID: g.challenge.ID, Why: whyValidator}
+			}
+			if g.kind == kindNewLineage {
+				no.security = "a certificate of ours was shown with a challenge that nobody vouches for"
+			}
+			return no, nil
+		default:
+			return nil, &silence{v, a}
+		}
+	}
+	return nil, nil
+}
+
+// whyValidator says that a challenge was good and somebody else refused.
+const whyValidator challenge.Why = "validator"
+
+// said is a verdict with the words that came with it.
+func said(a challenge.Answer) string {
+	s := string(a.Verdict)
+	if a.Code != "" {
+		s += " (" + a.Code + ")"
+	}
+	if a.Say != "" {
+		s += ": " + a.Say
+	}
+	return s
+}
+
+// question is what a validator is asked. The challenge is told to the one whose it
+// is; the others get the request without it.
+func (q *proven) question(occasion string, v policy.Validator) challenge.Question {
+	out := challenge.Question{
+		Occasion: occasion, Validator: v.Name, Profile: q.profile.Name, Transaction: q.message.TransactionID, Request: q.id,
+	}
+	if v.Kind == q.profile.Challenge.Mode && q.csr.Challenge != nil {
+		out.Challenge, out.CSR = q.csr.Challenge.Bytes(), q.csr.Raw
+		return out
+	}
+	out.CSR, out.Bare = bare(q.csr), true
+	return out
+}
+
+// bare returns the request (RFC 2986, section 4) with its subject, key and requested
+// extensions, and nothing else of it: no challenge, and no signature.
+func bare(csr *pkcs10.Request) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1Int64(0)
+			b.AddBytes(csr.RawSubject)
+			b.AddBytes(csr.RawSPKI)
+			b.AddASN1(cbasn1.Tag(0).Constructed().ContextSpecific(), func(b *cryptobyte.Builder) { bareExtensions(b, csr) })
+		})
+		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier([]int{1, 2, 840, 113549, 1, 1, 11}) // sha256WithRSAEncryption
+			b.AddASN1NULL()
+		})
+		b.AddASN1BitString(nil)
+	})
+	der, err := b.Bytes()
+	if err != nil {
+		return nil // which no validator can read, and none vouches for
+	}
+	return der
+}
+
+func bareExtensions(b *cryptobyte.Builder, csr *pkcs10.Request) {
+	if len(csr.Extensions) == 0 {
+		return
+	}
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier([]int{1, 2, 840, 113549, 1, 9, 14})
+		b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				for _, e := range csr.Extensions {
+					b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+						b.AddASN1ObjectIdentifier(e.Id)
+						if e.Critical {
+							b.AddASN1Boolean(true)
+						}
+						b.AddASN1OctetString(e.Value)
+					})
+				}
+			})
+		})
+	})
+}
+
+// unservedWhy is the log's word for a request that came to no decision.
+func unservedWhy(ctx context.Context, err error) string {
+	if s, ok := errors.AsType[*silence](err); ok {
+		return "validator " + s.validator.Fact(string(s.answer.Verdict))
+	}
+	switch {
+	case errors.Is(err, protocol.ErrUnknownProfile): // a gate that is its own asks for the profile first
+		return "unknown profile"
+	case ctx.Err() != nil:
+		return "not decided in time"
+	}
+	return "fault of the appliance"
 }

@@ -67,7 +67,7 @@ const profiles = `profiles:
     validity: {for: 365d, backdate: 1h}
     limits: {active_per_subject: 100, per_minute: 1}
     clients: {digests: [SHA-256], ciphers: [AES-128-CBC]}
-` + waitingProfiles
+` + waitingProfiles + vouchedProfiles
 
 func must[T any](t testing.TB) func(T, error) T {
 	return func(v T, err error) T {
@@ -151,22 +151,23 @@ func (g *gate) when(at func(audit.Line)) {
 // A world is a pipeline over a log on disk, an index and keys in software.
 type world struct {
 	*authority.Pipeline
-	t     *testing.T
-	dir   string
-	log   *audit.Log
-	index *sqlite.Store
-	token *token
-	gate  *gate
-	ra    *rsa.PrivateKey
-	raDER []byte
-	later []string          // generations after the first
-	ras   map[string][]byte // their RA certificates
-	ahead atomic.Int64      // nanoseconds by which the clock is ahead
+	t       *testing.T
+	dir     string
+	log     *audit.Log
+	index   *sqlite.Store
+	token   *token
+	gate    *gate
+	ra      *rsa.PrivateKey
+	raDER   []byte
+	later   []string          // generations after the first
+	ras     map[string][]byte // their RA certificates
+	outside *outside
+	ahead   atomic.Int64 // nanoseconds by which the clock is ahead
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), token: &token{key: must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}, gate: &gate{}}
+	w := &world{t: t, dir: t.TempDir(), token: &token{key: must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))}, gate: &gate{}, outside: &outside{say: map[string]challenge.Answer{}}}
 	w.ra = deviceKeys()[3]
 	w.open()
 	t.Cleanup(w.close)
@@ -196,7 +197,7 @@ func (w *world) open() {
 	set := must[*policy.Set](t)(policy.Load(policy.Source{Name: "profiles.yaml", Data: []byte(profiles)}))
 	tagger := must[*challenge.Tagger](t)(challenge.NewTagger(bytes.Repeat([]byte{7}, 32)))
 	w.Pipeline = must[*authority.Pipeline](t)(authority.New(authority.Options{
-		Log: w.log, Index: w.index, Policies: set, Tagger: tagger, Issuers: w.issuers(authority.CA{Issuer: is, Generation: protocol.Generation{Name: "first", RASign: w.raDER, RADecrypt: w.raDER, CA: der}}), Now: func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }, Zap: zap.NewNop(),
+		Log: w.log, Index: w.index, Policies: set, Tagger: tagger, Issuers: w.issuers(authority.CA{Issuer: is, Generation: protocol.Generation{Name: "first", RASign: w.raDER, RADecrypt: w.raDER, CA: der}}), Now: func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }, Zap: zap.NewNop(), Validators: w.outside,
 	}))
 }
 

@@ -154,7 +154,7 @@ func (p *Pipeline) worn(ctx context.Context, q *proven, v *verdict) (yes bool, f
 		return false, free
 	}
 	id, request := v.challenge.ID, requestDigest(q)
-	if v.challenge.Why != whyPolicy { // else this request has it
+	if w := v.challenge.Why; w != whyPolicy && w != whyValidator { // else this request has it
 		if p.holds.Hold(id, request, p.now().Add(challenge.HoldFor)) != nil {
 			return false, free
 		}
@@ -166,13 +166,7 @@ func (p *Pipeline) worn(ctx context.Context, q *proven, v *verdict) (yes bool, f
 
 // unserved records a request that was neither granted nor refused.
 func (p *Pipeline) unserved(ctx context.Context, id string, r protocol.Request, err error) {
-	why := "fault of the appliance"
-	switch {
-	case errors.Is(err, protocol.ErrUnknownProfile): // a gate that is its own asks for the profile first
-		why = "unknown profile"
-	case ctx.Err() != nil:
-		why = "not decided in time"
-	}
+	why := unservedWhy(ctx, err)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordWithin)
 	defer cancel()
 	o := audit.Object{"protocol": r.Protocol, "profile": cut(r.Profile), "why": why, "signer_cert": digest(r.Proof.SignerCert)}

@@ -133,6 +133,12 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 	if err := p.complete(ctx, q, &f, g, v); err != nil {
 		return protocol.Outcome{}, err
 	}
+	if v == nil {
+		var err error
+		if v, err = p.vouch(ctx, q, &f, g); err != nil {
+			return protocol.Outcome{}, err
+		}
+	}
 	d := p.policies.Decide(f)
 	if !d.Issue || v != nil {
 		return p.refuse(ctx, q, &f, v.and(d, g))

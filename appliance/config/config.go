@@ -50,6 +50,7 @@ type Config struct {
 	TLSValidity      time.Duration
 	ACMERoots        *x509.CertPool
 	CourierState     string // folder of the courier
+	Validators       []LoadedValidator
 	AuditCertificate *x509.Certificate
 	Issuers          []LoadedIssuer // every generation of every issuer, an issuer's first one first
 	OperatorCA       *x509.CertPool
@@ -169,6 +170,7 @@ func (l *loader) check() {
 	l.operators()
 	l.tls()
 	l.profiles()
+	l.validators()
 }
 
 func reason(err error) string {

@@ -3,23 +3,24 @@ package config
 // File is postern.yaml as a person writes it. Durations are Go's, with d for
 // days; paths are absolute or relative to the file's own folder.
 type File struct {
-	Version    int        `yaml:"version"`
-	State      string     `yaml:"state"`
-	Origin     string     `yaml:"origin"`
-	Transcript string     `yaml:"transcript"`
-	Profiles   []string   `yaml:"profiles"`
-	Token      Token      `yaml:"token"`  // the only one
-	Tokens     []Token    `yaml:"tokens"` // or several, with names
-	Keys       []Key      `yaml:"keys"`
-	Issuers    []Issuer   `yaml:"issuers"`
-	Audit      Audit      `yaml:"audit"`
-	Keyholder  Keyholder  `yaml:"keyholder"`
-	Links      Links      `yaml:"links"`
-	Courier    Courier    `yaml:"courier"`
-	Challenges Challenges `yaml:"challenges"`
-	Devices    Devices    `yaml:"devices"`
-	Operators  Operators  `yaml:"operators"`
-	TLS        TLS        `yaml:"tls"`
+	Version    int         `yaml:"version"`
+	State      string      `yaml:"state"`
+	Origin     string      `yaml:"origin"`
+	Transcript string      `yaml:"transcript"`
+	Profiles   []string    `yaml:"profiles"`
+	Token      Token       `yaml:"token"`  // the only one
+	Tokens     []Token     `yaml:"tokens"` // or several, with names
+	Keys       []Key       `yaml:"keys"`
+	Issuers    []Issuer    `yaml:"issuers"`
+	Audit      Audit       `yaml:"audit"`
+	Keyholder  Keyholder   `yaml:"keyholder"`
+	Links      Links       `yaml:"links"`
+	Courier    Courier     `yaml:"courier"`
+	Challenges Challenges  `yaml:"challenges"`
+	Validators []Validator `yaml:"validators"`
+	Devices    Devices     `yaml:"devices"`
+	Operators  Operators   `yaml:"operators"`
+	TLS        TLS         `yaml:"tls"`
 }
 
 // Token names the PKCS#11 module and the token in it, by serial (preferred) or

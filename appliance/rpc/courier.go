@@ -90,8 +90,9 @@ func (c *Courier) State(ctx context.Context) (leaf []byte, trouble string, err e
 
 // CourierTable says who may ask the courier for what: the gates for the
 // certificate and its key, the devices' for challenges, the authority for neither
-// key.
-func CourierTable(c CourierTLS) map[string]map[link.Verb]link.Handler {
+// key, and alone for what validators say. Either of the two may be nil: the courier
+// has nothing of the kind to do.
+func CourierTable(c CourierTLS, v Validators) map[string]map[link.Verb]link.Handler {
 	certificate := link.Handler{Do: func(ctx context.Context, d *link.Decoder, out *link.Encoder) error {
 		if err := d.Err(); err != nil {
 			return err
@@ -117,11 +118,16 @@ func CourierTable(c CourierTLS) map[string]map[link.Verb]link.Handler {
 		out.String(trouble[:min(len(trouble), maxTrouble)])
 		return nil
 	}}
-	return map[string]map[link.Verb]link.Handler{
-		RoleDevices:   {verbCertificate: certificate, verbChallenge: challenge},
-		RoleOperators: {verbCertificate: certificate},
-		RoleAuthority: {verbState: state},
+	table := map[string]map[link.Verb]link.Handler{RoleDevices: {}, RoleOperators: {}, RoleAuthority: {}}
+	if c != nil {
+		table[RoleDevices] = map[link.Verb]link.Handler{verbCertificate: certificate, verbChallenge: challenge}
+		table[RoleOperators][verbCertificate] = certificate
+		table[RoleAuthority][verbState] = state
 	}
+	if v != nil {
+		table[RoleAuthority][verbValidate] = validate(v)
+	}
+	return table
 }
 
 // pairOf puts a certificate and its key into an answer.

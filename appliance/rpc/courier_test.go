@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
@@ -33,6 +34,13 @@ func (held) State(context.Context) (leaf []byte, trouble string, err error) {
 	return []byte{1, 2}, strings.Repeat("x", maxTrouble+1), nil
 }
 
+func (held) Validate(_ context.Context, q Question) (Verdict, error) {
+	if q.Validator != "inventory" {
+		return Verdict{}, errNone
+	}
+	return Verdict{"allowed", "c", string(q.Challenge)}, nil
+}
+
 type dial string
 
 func (d dial) Dial(ctx context.Context) (net.Conn, error) {
@@ -47,7 +55,7 @@ func courierFor(t *testing.T, role string) *Courier {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := link.NewServer(link.ServerOptions{Self: link.Hello{Role: RoleCourier}, Verbs: CourierTable(held{})})
+	s := link.NewServer(link.ServerOptions{Self: link.Hello{Role: RoleCourier}, Verbs: CourierTable(held{}, held{})})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {
@@ -72,10 +80,10 @@ func courierFor(t *testing.T, role string) *Courier {
 
 // Nobody gets a key of the courier but who serves with it.
 func TestTheCouriersVerbsByLink(t *testing.T) {
-	for role, may := range map[string]struct{ certificate, challenge, state bool }{
-		RoleDevices:   {true, true, false},
-		RoleOperators: {true, false, false},
-		RoleAuthority: {false, false, true},
+	for role, may := range map[string]struct{ certificate, challenge, state, validate bool }{
+		RoleDevices:   {true, true, false, false},
+		RoleOperators: {true, false, false, false},
+		RoleAuthority: {false, false, true, true},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
@@ -96,6 +104,8 @@ func TestTheCouriersVerbsByLink(t *testing.T) {
 		check("challenge", may.challenge, len(chain) == 1 && bytes.Equal(key, []byte{6}), err)
 		leaf, trouble, err := c.State(ctx)
 		check("state", may.state, bytes.Equal(leaf, []byte{1, 2}) && len(trouble) == maxTrouble, err)
+		verdict, err := c.Validate(ctx, Question{Validator: "inventory", Challenge: []byte("told")})
+		check("validate", may.validate, verdict == Verdict{"allowed", "c", "told"}, err)
 		if !may.challenge {
 			continue
 		}
@@ -130,4 +140,26 @@ func FuzzCourierPair(f *testing.F) {
 			t.Errorf("%x is read, and written as %x", data, e.Body())
 		}
 	})
+}
+
+func FuzzAsked(f *testing.F) {
+	roundTrip(f, encodeAsked, decodeAsked,
+		Question{},
+		Question{Occasion: "check", Validator: "inventory", Profile: "wifi", Transaction: "t", Request: "r", Challenge: []byte{1}, CSR: []byte{0x30, 0}, Bare: true,
+			Certificate: []byte{0x30, 1, 0}, Issuer: "CN=a", Why: "no"},
+		Question{Transaction: strings.Repeat("t", maxPart), Challenge: bytes.Repeat([]byte{7}, maxChallenge)})
+}
+
+func FuzzVerdict(f *testing.F) {
+	roundTrip(f, encodeVerdict, decodeVerdict, Verdict{}, Verdict{"refused", "no-such-device", "it is not in the inventory"})
+}
+
+// A question has a challenge in it: nothing prints it.
+func TestAQuestionIsNotPrinted(t *testing.T) {
+	q := Question{Validator: "inventory", Challenge: []byte("mellon"), CSR: []byte("mellon")}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
+		if s := fmt.Sprintf(verb, q) + fmt.Sprintf(verb, &q); strings.Contains(s, "mellon") || strings.Contains(s, "6d656c") || strings.Contains(s, "109") {
+			t.Errorf("%s prints %s", verb, s)
+		}
+	}
 }

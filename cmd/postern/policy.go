@@ -75,7 +75,7 @@ func (a *app) policyExplainCmd() *cobra.Command {
 	var csrFile, profile string
 	var files []string
 	explain := &cobra.Command{
-		Use: "explain --csr FILE --profile NAME", Short: "Print each rule, what it saw in a CSR and its verdict, as if a challenge vouched for it", Args: cobra.NoArgs,
+		Use: "explain --csr FILE --profile NAME", Short: "Print each rule, what it saw in a CSR and its verdict, as if a challenge and all validators vouched for it", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if csrFile == "" || profile == "" {
 				return misused("--csr FILE --profile NAME", "name a CSR and a profile")
@@ -92,7 +92,9 @@ func (a *app) policyExplainCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			d := set.Decide(authority.FactsOf(profile, csr, time.Now()))
+			f := authority.FactsOf(profile, csr, time.Now())
+			f.Validators = rules.Challenge.AllVouched()
+			d := set.Decide(f)
 			e := explanation{profile, d.Issue, d.Issue && rules.Waits(policy.KindNew), d.Digest, d.Checks, append([]policy.Reason{}, d.Reasons...)}
 			if err := a.print(e, func(w io.Writer) { printExplanation(w, e) }); err != nil {
 				return err

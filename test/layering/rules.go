@@ -33,7 +33,7 @@ func mayImport() map[string][]string {
 		"appliance/gate":      {"protocol/...", "tls/...", "appliance/rpc"},
 		"appliance/authority": {"audit/...", "policy/...", "protocol/...", "hsm/issuer", "appliance/store"},
 		"appliance/keyholder": {"audit/...", "hsm/...", "appliance/rpc"},
-		"appliance/courier":   {"policy/challenge", "audit/..."},
+		"appliance/courier":   {"policy/challenge/...", "audit/..."},
 		"appliance/store":     {"audit/...", "policy/...", "protocol/..."},
 		"appliance/sandbox":   {}, // every role enters it
 
