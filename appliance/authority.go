@@ -74,6 +74,7 @@ func OpenAuthority(ctx context.Context, cfg *config.Config, env Env, holder rpc.
 		},
 	})
 	a.background(ctx, "asking the keyholder", a.watchHolder)
+	a.background(ctx, "certificates that no validator was told of", a.revokeUntold)
 	a.background(ctx, "the lists of what is revoked", a.status.Run)
 	return a, nil
 }

@@ -4,18 +4,22 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/postern-pki/postern/appliance/config"
 	"github.com/postern-pki/postern/appliance/courier"
 	"github.com/postern-pki/postern/appliance/rpc"
+	"github.com/postern-pki/postern/policy"
 	"github.com/postern-pki/postern/policy/challenge"
+	"github.com/postern-pki/postern/policy/challenge/intune"
 	"github.com/postern-pki/postern/policy/challenge/webhook"
 )
 
@@ -35,6 +39,25 @@ func (a asker) Ask(ctx context.Context, q challenge.Question) (challenge.Answer,
 	return challenge.AnswerOf(challenge.Verdict(v.Verdict), v.Code, v.Say), nil
 }
 
+// untoldEvery is how often certificates are looked for that nobody was told of in time.
+const untoldEvery = time.Minute
+
+// revokeUntold revokes what a validator has not heard of for an hour.
+func (a *Authority) revokeUntold(ctx context.Context) {
+	tick := time.NewTicker(untoldEvery)
+	defer tick.Stop()
+	for {
+		if err := a.pipeline.RevokeUntold(ctx); err != nil && ctx.Err() == nil {
+			a.env.Zap.Error("revoking what no validator was told of", zap.Error(err))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // answers is the courier's end of the same.
 type answers struct{ *courier.Validators }
 
@@ -51,7 +74,11 @@ func openValidators(cfg *config.Config, log *zap.Logger) (rpc.Validators, error)
 	}
 	peers := make(map[string]courier.Peer)
 	for _, v := range cfg.Validators {
-		p, err := openWebhook(v)
+		open := openWebhook
+		if v.Kind == policy.ModeIntune {
+			open = openIntune
+		}
+		p, err := open(v)
 		if err != nil {
 			return nil, fmt.Errorf("validator %s: %w", v.Name, err)
 		}
@@ -83,6 +110,31 @@ func openWebhook(v config.LoadedValidator) (courier.Peer, error) {
 	}
 	o.HTTP = courier.Outbound(v.Roots, certificate)
 	return webhook.New(o)
+}
+
+// caller is how Intune has us in its own log.
+const caller = "Postern/1.0"
+
+func openIntune(v config.LoadedValidator) (courier.Peer, error) {
+	n := v.Intune
+	secret, err := credential("secret", v.SecretPath, n.Secret)
+	if err != nil {
+		return nil, err
+	}
+	certificate, err := clientCertificate(v.Certificate, v.PrivateKey, n.PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	roots := v.Roots
+	if roots == nil {
+		if roots, err = x509.SystemCertPool(); err != nil {
+			return nil, fmt.Errorf("the system's roots: %w", err)
+		}
+	}
+	return intune.New(intune.Options{
+		Tenant: n.Tenant, App: n.App, Secret: secret, Certificate: certificate, Caller: caller, Login: n.Login, Graph: n.Graph, Resource: n.Resource,
+		Timeout: v.Timeout, HTTP: courier.Outbound(roots, nil),
+	})
 }
 
 // clientCertificate reads a certificate and its key; nil where none is named.

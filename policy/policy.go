@@ -71,6 +71,8 @@ const (
 const (
 	ModeOneTime = "one-time"
 	ModeNone    = "none"
+	ModeWebhook = "webhook"
+	ModeIntune  = "intune"
 )
 
 // A Profile is what the rest of the appliance may know of a profile. The rules
@@ -119,7 +121,7 @@ type ChallengeRule struct {
 
 // A Validator is somebody outside who vouches for requests.
 type Validator struct {
-	Kind string // "webhook"
+	Kind string // "webhook" or "intune"
 	Name string // in the configuration
 }
 
@@ -213,23 +215,27 @@ type LintException struct{ Rule, Reason string }
 
 // modes are those that a profile can name, in the order in which the kinds of
 // validators are asked.
-var modes = []string{ModeOneTime, "webhook"}
+var modes = []string{ModeOneTime, ModeWebhook, ModeIntune}
 
 // challenge reads who vouches for new requests: one mode, or several that all have to.
 func (l *loader) challenge(c *compiled, s section) {
 	ch := l.mapping(s.get("challenge"), s.at("challenge"), keys{
-		must: []string{"mode"}, may: []string{"ttl", "webhook"}, later: map[string]string{"allow_static": ""},
+		must: []string{"mode"}, may: []string{"ttl", ModeWebhook, ModeIntune}, later: map[string]string{"allow_static": ""},
 	})
 	given := l.modes(ch)
 	if slices.Contains(given, ModeNone) {
 		l.noChallenge(c, ch, given)
 		return
 	}
+	// The challenge is one's alone, and none of the others' business.
+	for _, mode := range []string{ModeOneTime, ModeIntune, ModeWebhook} {
+		if slices.Contains(given, mode) && c.Challenge.Mode == "" {
+			c.Challenge.Mode = mode
+		}
+	}
+	l.intune(c, ch, given)
 	for _, mode := range modes {
 		has := slices.Contains(given, mode)
-		if has && c.Challenge.Mode == "" {
-			c.Challenge.Mode = mode // the challenge is of the first, and none of the others' business
-		}
 		if mode == ModeOneTime {
 			continue
 		}
@@ -250,6 +256,18 @@ func (l *loader) challenge(c *compiled, s section) {
 	l.ttl(c, ch, given)
 }
 
+// intune checks what goes with Intune: it has a challenge of its own, and vouches for one
+// request at that moment.
+func (l *loader) intune(c *compiled, ch section, given []string) {
+	switch {
+	case !slices.Contains(given, ModeIntune):
+	case slices.Contains(given, ModeOneTime):
+		l.fault(ch.get("mode"), ch.at("mode"), "a device brings one challenge: it is Intune's or one of ours")
+	case c.Approve != "" && c.Approve != ApproveAutomatic:
+		l.fault(ch.get("mode"), ch.at("mode"), "Intune wants to hear at once what became of a request: it takes approve: automatic")
+	}
+}
+
 // noChallenge checks a profile in which a person vouches for each request.
 func (l *loader) noChallenge(c *compiled, ch section, given []string) {
 	c.Challenge.Mode = ModeNone
@@ -267,7 +285,7 @@ func (l *loader) noChallenge(c *compiled, ch section, given []string) {
 // modes reads one word or a list of them.
 func (l *loader) modes(ch section) []string {
 	n := ch.get("mode")
-	later := map[string]string{"intune": "", "ndes": "", "static": ""}
+	later := map[string]string{"ndes": "", "static": ""}
 	known := append(slices.Clone(modes), ModeNone)
 	if n == nil || n.Kind != yaml.SequenceNode {
 		if m := l.choice(n, ch.at("mode"), later, known...); m != "" {

@@ -167,7 +167,11 @@ func (q *proven) byValidator(kind string) (grant, *verdict) {
 	if q.csr.Challenge == nil || len(q.csr.Challenge.Bytes()) == 0 {
 		return g, notAllowed("challenge", "none", "a new enrollment needs a challenge")
 	}
-	g.by = q.profile.Challenge.Mode + ":" + q.profile.Challenge.Validators[0].Name
+	for _, v := range q.profile.Challenge.Validators {
+		if v.Kind == q.profile.Challenge.Mode {
+			g.by = v.Kind + ":" + v.Name
+		}
+	}
 	return g, nil
 }
 
@@ -286,6 +290,9 @@ func bareExtensions(b *cryptobyte.Builder, csr *pkcs10.Request) {
 
 // unservedWhy is the log's word for a request that came to no decision.
 func unservedWhy(ctx context.Context, err error) string {
+	if s, ok := errors.AsType[*silence](err); ok && errors.Is(err, errUntold) {
+		return "not delivered: validator " + s.validator.Fact(string(s.answer.Verdict))
+	}
 	if s, ok := errors.AsType[*silence](err); ok {
 		return "validator " + s.validator.Fact(string(s.answer.Verdict))
 	}

@@ -49,6 +49,11 @@ func (p *Pipeline) lookUp(ctx context.Context, q *proven) (protocol.Outcome, err
 	case q.message.Type == scep.GetCRL:
 		return p.crl(ctx, q, i)
 	}
+	if ok, err := p.delivered(ctx, i.Serial); err != nil {
+		return protocol.Outcome{}, err
+	} else if !ok {
+		return p.refuse(ctx, q, nil, noCertificate("serial "+i.Serial+" is not delivered yet"))
+	}
 	if err := p.found(ctx, q, audit.Object{"serial": i.Serial}); err != nil {
 		return protocol.Outcome{}, err
 	}

@@ -158,6 +158,11 @@ func (p *Pipeline) poll(ctx context.Context, q *proven) (protocol.Outcome, error
 	i, err := p.polled(ctx, q, was)
 	switch {
 	case err == nil && !i.RevocationDue && !p.now().After(i.NotAfter):
+		if ok, err := p.delivered(ctx, i.Serial); err != nil {
+			return protocol.Outcome{}, err
+		} else if !ok { // a poll has no request in it that could be told with: the same request again has
+			return p.refuse(ctx, q, nil, unknownTransaction("serial "+i.Serial+" is not delivered yet"))
+		}
 		if err := p.answered(ctx, q, outPolled, audit.Object{"serial": i.Serial, "first": i.Request}); err != nil {
 			return protocol.Outcome{}, err
 		}

@@ -118,6 +118,9 @@ func (p *Pipeline) again(ctx context.Context, q *proven) (protocol.Outcome, bool
 	if err != nil {
 		return protocol.Outcome{}, false, fmt.Errorf("authority: looking up the transaction: %w", err)
 	}
+	if err := p.tell(ctx, q, was.Serial); err != nil {
+		return protocol.Outcome{}, false, err
+	}
 	o := audit.Object{"serial": was.Serial, "first": was.Request, "profile": q.profile.Name, "transaction": cut(q.message.TransactionID)}
 	addClient(o, q.sender(""))
 	_, err = p.log.Append(ctx, audit.Entry{Event: store.EventEnroll, Outcome: store.OutRepeated, Request: q.id, Actor: q.actor(), Object: o})
@@ -139,6 +142,12 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 			return protocol.Outcome{}, err
 		}
 	}
+	issued := false
+	defer func() {
+		if !issued {
+			p.withdraw(ctx, q, &f)
+		}
+	}()
 	d := p.policies.Decide(f)
 	if !d.Issue || v != nil {
 		return p.refuse(ctx, q, &f, v.and(d, g))
@@ -160,11 +169,18 @@ func (p *Pipeline) decide(ctx context.Context, q *proven, f policy.Facts, g gran
 	}
 	o := intentOf(ticket, i, f, g, d)
 	addClient(o, q.sender(g.kind))
+	if v, ok := listener(q.profile); ok && g.kind != kindRenewal {
+		store.TellObject(o, v.Name)
+	}
 	der, err := p.issue(ctx, q.id, q.actor(), ticket, o)
 	if errors.Is(err, audit.ErrTooLarge) { // so nothing of it was written
 		return p.refuse(ctx, q, &f, notAllowed("record", "too large", "the request asks for more than a record holds"))
 	}
 	if err != nil {
+		return protocol.Outcome{}, err
+	}
+	issued = true
+	if err := p.tell(ctx, q, ticket.Intent().Serial); err != nil {
 		return protocol.Outcome{}, err
 	}
 	return protocol.Outcome{RequestID: q.id, Status: protocol.Issued, Certificates: [][]byte{der}}, nil

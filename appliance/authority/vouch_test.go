@@ -40,6 +40,32 @@ const vouchedProfiles = `  - name: hook
     renewal: {window: 100%, max_count: 1, max_age: 2y, new_key: required, old: keep}
     limits: {active_per_subject: 100}
     clients: {digests: [SHA-256], ciphers: [AES-128-CBC]}
+  - name: mdm
+    protocols: [scep]
+    issuer: corp
+    challenge: {mode: [webhook, intune], webhook: inventory, intune: corp}
+    approve: automatic
+    key: {rsa: {min: 2048, max: 4096}, reuse: any}
+    subject:
+      CN: {pattern: '[a-z0-9-]{1,40}\.corp\.example', required: true}
+    usage: {key: {rsa: [digitalSignature]}, extended: [clientAuth]}
+    validity: {for: 365d, backdate: 1h}
+    renewal: {window: 100%, max_count: 1, max_age: 2y, new_key: required, old: keep}
+    limits: {active_per_subject: 100}
+    clients: {digests: [SHA-256], ciphers: [AES-128-CBC]}
+  - name: tune
+    protocols: [scep]
+    issuer: corp
+    challenge: {mode: intune, intune: corp}
+    approve: automatic
+    key: {rsa: {min: 2048, max: 4096}, reuse: any}
+    subject:
+      CN: {pattern: '[a-z0-9-]{1,40}\.corp\.example', required: true}
+    usage: {key: {rsa: [digitalSignature]}, extended: [clientAuth]}
+    validity: {for: 365d, backdate: 1h}
+    renewal: {window: 100%, max_count: 1, max_age: 2y, new_key: required, old: keep}
+    limits: {active_per_subject: 100}
+    clients: {digests: [SHA-256], ciphers: [AES-128-CBC]}
 `
 
 // outside is who vouches: what it says can be changed, and what it heard is kept.

@@ -16,6 +16,21 @@ import (
 type Validator struct {
 	Name    string  `yaml:"name"` // what profiles call it
 	Webhook Webhook `yaml:"webhook"`
+	Intune  Intune  `yaml:"intune"`
+}
+
+// Intune is a tenant of Microsoft Intune, and the application in it that may ask.
+type Intune struct {
+	Tenant      string `yaml:"tenant"`      // a domain or an id
+	App         string `yaml:"app"`         // the application's (client) id
+	Secret      Secret `yaml:"secret"`      // its secret
+	Certificate string `yaml:"certificate"` // or its certificate, PEM, with an RSA key
+	PrivateKey  Secret `yaml:"private_key"` // its key, PEM
+	Roots       string `yaml:"roots"`       // PEM, who may be Microsoft; default: the system's roots
+	Login       string `yaml:"login"`       // of a national cloud; default https://login.microsoftonline.com
+	Graph       string `yaml:"graph"`       // default https://graph.microsoft.com
+	Resource    string `yaml:"resource"`    // default https://api.manage.microsoft.com/
+	Timeout     string `yaml:"timeout"`     // default 12s, at most 15s
 }
 
 // Webhook is an operator's own service, asked by step-ca's SCEPCHALLENGE messages.
@@ -36,18 +51,21 @@ type Webhook struct {
 // only the courier reads; "" where there is none.
 type LoadedValidator struct {
 	Validator
-	Kind         string // "webhook"
+	Kind         string // "webhook" or "intune"
 	KeyPath      string
+	SecretPath   string
 	BearerPath   string
 	PasswordPath string
 	Certificate  string
 	PrivateKey   string
-	Roots        *x509.CertPool
+	Roots        *x509.CertPool // nil: the system's
 	Timeout      time.Duration
 }
 
 // maxValidators bounds the list.
 const maxValidators = 64
+
+var tenantForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.-]{0,252}$`)
 
 var validatorForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 
@@ -70,11 +88,16 @@ func (l *loader) validators() {
 			}
 		}
 		names = append(names, v.Name)
-		if _, ok := l.at[at+".webhook"]; !ok {
-			l.fault(at, "says not what it is: webhook", "")
-			continue
+		_, hook := l.at[at+".webhook"]
+		_, intune := l.at[at+".intune"]
+		switch {
+		case hook == intune:
+			l.fault(at, "is one of webhook and intune", "")
+		case hook:
+			l.c.Validators = append(l.c.Validators, l.webhook(at+".webhook", v))
+		default:
+			l.c.Validators = append(l.c.Validators, l.intune(at+".intune", v))
 		}
-		l.c.Validators = append(l.c.Validators, l.webhook(at+".webhook", v))
 	}
 	if l.c.Policies != nil {
 		l.named()
@@ -107,6 +130,34 @@ func (l *loader) webhook(at string, v Validator) LoadedValidator {
 	out.Certificate, out.PrivateKey = w.Certificate, l.optional(at+".private_key", w.PrivateKey)
 	if (out.Certificate == "") != (out.PrivateKey == "") {
 		l.fault(at+".certificate", "and private_key belong together", "")
+	}
+	return out
+}
+
+func (l *loader) intune(at string, v Validator) LoadedValidator {
+	n := v.Intune
+	out := LoadedValidator{Validator: v, Kind: "intune", Timeout: l.duration(at+".timeout", n.Timeout, 12*time.Second, time.Second, 15*time.Second)}
+	if l.need(at+".tenant", n.Tenant) && !tenantForm.MatchString(n.Tenant) {
+		l.fault(at+".tenant", "has to be a domain or an id, such as corp.onmicrosoft.com", "")
+	}
+	l.need(at+".app", n.App)
+	for path, value := range map[string]string{at + ".login": n.Login, at + ".graph": n.Graph, at + ".resource": n.Resource} {
+		if u, err := url.Parse(value); value != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
+			l.fault(path, "has to be an https URL", "")
+		}
+	}
+	l.abs(&n.Roots)
+	if n.Roots != "" {
+		out.Roots = l.roots(at+".roots", n.Roots)
+	}
+	l.abs(&n.Certificate)
+	out.SecretPath = l.optional(at+".secret", n.Secret)
+	out.Certificate, out.PrivateKey = n.Certificate, l.optional(at+".private_key", n.PrivateKey)
+	if (n.Certificate == "") != (n.PrivateKey == Secret{}) {
+		l.fault(at+".certificate", "and private_key belong together", "")
+	}
+	if (n.Certificate == "") == (n.Secret == Secret{}) {
+		l.fault(at+".secret", "is one way, certificate and private_key the other: name one of them", "")
 	}
 	return out
 }

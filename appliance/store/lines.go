@@ -36,7 +36,7 @@ const (
 
 // A Change is one effect of a line on the index: [ChallengeCreated],
 // [ChallengeRevoked], [ChallengeRefused], [PendingAdded], [PendingDenied], [Intent],
-// [Result], [RevocationDue], [CRLIntent], [CRLIssued], [CASwitched] or [NextCAFetched].
+// [Result], [NoticeOwed], [NoticeGiven], [RevocationDue], [CRLIntent], [CRLIssued], [CASwitched] or [NextCAFetched].
 type Change interface{ change() }
 
 type (
@@ -122,6 +122,8 @@ func Changes(l audit.Line) ([]Change, error) {
 		c, err = resultOf(l)
 	case EventEnroll + "/" + OutPending:
 		c, err = pendingOf(l)
+	case EventValidator + "/" + OutTold:
+		c, err = toldOf(r.Object)
 	case EventEnroll + "/" + OutDenied:
 		c, err = denialOf(l)
 	case EventCA + "/" + OutSwitched:
@@ -140,6 +142,11 @@ func Changes(l audit.Line) ([]Change, error) {
 	}
 	if c == nil {
 		return nil, nil
+	}
+	if i, ok := c.(Intent); ok {
+		if owed := owedOf(l, i.Issuance); owed != nil {
+			return []Change{c, owed}, nil
+		}
 	}
 	return []Change{c}, nil
 }

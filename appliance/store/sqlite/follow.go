@@ -18,6 +18,7 @@ import (
 
 // writes are the statements of the one connection that writes.
 type writes struct {
+	notice, told            *sql.Stmt
 	begin, commit, rollback *sql.Stmt
 	head, setHead           *sql.Stmt
 	create, revoke, refuse  *sql.Stmt
@@ -74,6 +75,8 @@ func (w *writes) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 		{&w.crl, `INSERT INTO crl (issuer, number, seq, this_update, next_update, entries) VALUES (?, ?, ?, ?, ?, ?)
 			ON CONFLICT (issuer) DO UPDATE SET number = excluded.number, seq = excluded.seq, this_update = excluded.this_update,
 			next_update = excluded.next_update, entries = excluded.entries, sha256 = '' WHERE number < excluded.number`},
+		{&w.notice, `INSERT INTO notice (serial, validator, since) VALUES (?, ?, ?)`},
+		{&w.told, `DELETE FROM notice WHERE serial = ?`},
 		{&w.crlIssued, `UPDATE crl SET sha256 = ?2 WHERE seq = ?1 AND sha256 = ''`},
 		{&w.current, `INSERT INTO current_ca (issuer, generation, before, since) VALUES (?, ?, ?, ?)
 			ON CONFLICT (issuer) DO UPDATE SET generation = excluded.generation, before = excluded.before, since = excluded.since`},
@@ -287,6 +290,11 @@ func (s *Store) change(ctx context.Context, seq uint64, c store.Change) error {
 		return w.revocation(ctx, c.Revocation)
 	case store.CRLIntent:
 		return w.list(ctx, c.CRL)
+	case store.NoticeOwed:
+		return w.owe(ctx, c.Notice)
+	case store.NoticeGiven:
+		_, err := w.told.ExecContext(ctx, c.Serial)
+		return err
 	case store.CRLIssued:
 		_, err := w.crlIssued.ExecContext(ctx, c.Seq, c.SHA256) // of a newer one's predecessor there is no row
 		return err

@@ -175,6 +175,10 @@ func dump(ctx context.Context, conn *sql.Conn, w io.Writer) error {
 	}); err != nil {
 		return err
 	}
+	rows, err = conn.QueryContext(ctx, ordered("serial, validator, since", "notice", "serial"))
+	if err := each(rows, err, scanNotice, func(n store.Notice) error { return dumpLine(w, "notice", n) }); err != nil {
+		return err
+	}
 	rows, err = conn.QueryContext(ctx, ordered(crlColumns, "crl", "issuer"))
 	return each(rows, err, scanCRL, func(c store.CRL) error { return dumpLine(w, "crl", c) })
 }

@@ -46,7 +46,7 @@ type reads struct {
 	transaction, renewal, lineage, inUse *sql.Stmt
 	pending, pendingOf, pendingBy        *sql.Stmt
 	denied, pendings                     *sql.Stmt
-	polledKey, polledCert                *sql.Stmt
+	polledKey, polledCert, untold        *sql.Stmt
 	all                                  []*sql.Stmt
 }
 
@@ -83,6 +83,7 @@ func (r *reads) prepare(ctx context.Context, conn *sql.Conn) (err error) {
 		{&r.pendingBy, pendingRows() + "WHERE p.profile = ? AND p.transaction_id = ? ORDER BY p.seq DESC LIMIT 1"},
 		{&r.denied, pendingRows() + `WHERE substr(p.csr, 1, 16) = substr(?1, 1, 16) AND p.csr = ?1 AND p.signer = ? AND p.profile = ? AND p.denied_seq > 0
 			ORDER BY p.seq DESC LIMIT 1`},
+		{&r.untold, "SELECT serial, validator, since FROM notice WHERE serial = ?"},
 		{&r.pendings, "SELECT count(*) FROM pending WHERE profile = ? AND expires > ? AND " + waiting},
 		{&r.polledKey, certificate + `WHERE substr(spki, 1, 16) = substr(?1, 1, 16) AND spki = ?1 AND signer = ? AND profile = ? AND transaction_id = ? AND state = 'issued'
 			ORDER BY intent_seq DESC LIMIT 1`},

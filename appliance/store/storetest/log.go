@@ -123,11 +123,14 @@ func (l *Log) Refused(id string) audit.Line {
 
 // Intent appends an intent. Its seq is that of the line, whatever i says.
 func (l *Log) Intent(i store.Issuance) audit.Line {
-	in := audit.Intent{
+	return l.Add(store.EventEnroll, store.OutIntent, i.Request, store.IntentObject(intentFor(i), i))
+}
+
+func intentFor(i store.Issuance) audit.Intent {
+	return audit.Intent{
 		Serial: i.Serial, TBS: []byte("0\x03to-be-signed " + i.Serial), Issuer: i.Issuer, IssuerKey: Digest("issuer"),
 		Challenge: i.Challenge, RequestDigest: i.CSR, Profile: i.Profile, Lineage: i.Lineage,
 	}
-	return l.Add(store.EventEnroll, store.OutIntent, i.Request, store.IntentObject(in, i))
 }
 
 // Approved appends the intent that an operator's approval of a request brought.

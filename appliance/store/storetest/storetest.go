@@ -55,6 +55,8 @@ type Index interface {
 	PendingCount(ctx context.Context, profile string, now time.Time) (int64, error)
 	PendingList(ctx context.Context, f store.PendingFilter) ([]store.Pending, error)
 	Polled(ctx context.Context, profile, transaction, signer, spki, predecessor string) (store.Issuance, error)
+	Untold(ctx context.Context, serial string) (store.Notice, error)
+	UntoldBefore(ctx context.Context, then time.Time) ([]store.Notice, error)
 	Dump(ctx context.Context, w io.Writer) error
 	Close() error
 }
@@ -102,6 +104,7 @@ func Run(t *testing.T, open Opener) {
 		{"the newest request of a transaction is found", testPendingOf},
 		{"requests that wait are counted and listed", testPendingList},
 		{"a poll finds the newest certificate of its transaction", testPolled},
+		{"what a validator has to hear of is known until it has", testNotices},
 		{"certificates are listed newest first", testCertificates},
 		{"challenges are listed newest first", testChallenges},
 		{"the newest switch of an issuer stands", testSwitched},
