@@ -6,7 +6,7 @@
 #
 # AUDIT.PEM is the certificate of the audit key, and comes from elsewhere than this
 # bundle. Exit status: 0 good, 1 bad, 2 misused, 3 nothing is wrong but something is
-# missing. It takes about 15 s and twice the size of the records in $TMPDIR for 100,000
+# missing. It takes about 20 s and twice the size of the records in $TMPDIR for 100,000
 # records, and more than that in proportion where there is no /dev/shm. What
 # it relies on is said in VERIFY.txt.
 set -u
