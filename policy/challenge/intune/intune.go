@@ -24,6 +24,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -179,10 +180,7 @@ func (c *Client) Ask(ctx context.Context, q challenge.Question) challenge.Answer
 	if err != nil {
 		return challenge.AnswerOf(challenge.Unreadable, "", err.Error())
 	}
-	var reply struct {
-		Code        *string `json:"code"`
-		Description string  `json:"errorDescription"`
-	}
+	var reply json.RawMessage
 	err = c.post(ctx, validation, "ScepActions/"+action, validationVersion, body, &reply)
 	switch {
 	case errors.Is(err, ErrAnswer):
@@ -191,12 +189,22 @@ func (c *Client) Ask(ctx context.Context, q challenge.Question) challenge.Answer
 		return challenge.AnswerOf(challenge.TimedOut, "", fmt.Sprintf("no answer within %s", c.o.Timeout))
 	case err != nil:
 		return challenge.AnswerOf(challenge.Unreachable, "", err.Error())
-	case reply.Code == nil:
+	}
+	return ParseReply(reply)
+}
+
+// ParseReply reads the body of an answer of status 200. Only the code Success allows; an
+// answer without a code is [challenge.Unreadable].
+func ParseReply(body []byte) challenge.Answer {
+	var reply map[string]json.RawMessage // keys as they are written
+	var code string
+	if json.Unmarshal(body, &reply) != nil || json.Unmarshal(reply["code"], &code) != nil || code == "" {
 		return challenge.AnswerOf(challenge.Unreadable, "", "an answer without a code")
-	case *reply.Code == "Success":
+	}
+	if code == "Success" {
 		return challenge.AnswerOf(challenge.Allowed, "", "")
 	}
-	return challenge.AnswerOf(challenge.Refused, *reply.Code, Reason(*reply.Code))
+	return challenge.AnswerOf(challenge.Refused, code, Reason(code))
 }
 
 // body returns the action and its body.

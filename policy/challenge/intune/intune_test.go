@@ -296,3 +296,21 @@ func TestOptions(t *testing.T) {
 		t.Error("the secret is printed")
 	}
 }
+
+// FuzzReply has bodies as a service may send them: what is allowed says so.
+func FuzzReply(f *testing.F) {
+	for _, s := range []string{`{"code":"Success","errorDescription":""}`, `{"code":"ChallengeExpired"}`, `{"Code":"Success"}`, `{"code":null}`, `{}`, `[]`, `{"code":7}`} {
+		f.Add([]byte(s))
+	}
+	for _, s := range []string{`{"Code":"Success"}`, `{"code":null}`, `{}`, `null`, `"Success"`, ``} {
+		if a := intune.ParseReply([]byte(s)); a.Verdict != challenge.Unreadable {
+			f.Errorf("%s: %+v", s, a)
+		}
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		a := intune.ParseReply(body)
+		if len(a.Code) > challenge.MaxCode || len(a.Say) > challenge.MaxSay || a.Verdict == challenge.Allowed && a.Code != "" {
+			t.Errorf("%+v", a)
+		}
+	})
+}
