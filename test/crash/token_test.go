@@ -46,6 +46,28 @@ func outcomes(t *testing.T, s *site.Site, from uint64) []string {
 	return all
 }
 
+// listed waits until the newest revocation is in a CRL, which the CA's key signs too.
+func listed(t *testing.T, s *site.Site) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		waits := false
+		for _, l := range lines(t, s, 0) {
+			switch r := l.Record; r.Event + "/" + r.Outcome {
+			case "revocation/due":
+				waits = true
+			case "crl/issued":
+				waits = false
+			}
+		}
+		if !waits {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("a revocation is in no CRL after 30 s")
+		}
+	}
+}
+
 // TestATokenThatFailsCostsNoChallenge has the token fail at each of the three
 // operations of an enrollment. The device is told to come back, and whatever it
 // was, the same request gets a certificate then: one for the challenge.
@@ -77,6 +99,7 @@ func TestATokenThatFailsCostsNoChallenge(t *testing.T) {
 		t.Run(tt.what, func(t *testing.T) {
 			c := newChallenge(t, s, fmt.Sprintf("token-%d.demo.example", i))
 			r := request(t, d, key, c)
+			listed(t, s)
 			from, before := logSize(t, s), shim.Spoiled(t)
 			shim.Spoil(t, tt.call, tt.effect, tt.count)
 			_, err := d.Do(t.Context(), r)
