@@ -24,7 +24,7 @@ func (c *Config) TokenOf(key string) LoadedToken {
 // onlyToken is the name of a token that has none.
 const onlyToken = "token"
 
-// maxTokens bounds the list; an appliance has five keys.
+// maxTokens bounds the list; an appliance has six keys.
 const maxTokens = 16
 
 // tokens checks the one token or the list of them, and which key is on which.

@@ -57,7 +57,7 @@ func run(ctx context.Context, stay bool) (err error) {
 		return err
 	}
 	d := &demo{ctx: ctx, bin: bin}
-	d.step("The ceremony: one plan makes five keys on a new SoftHSM token")
+	d.step("The ceremony: one plan makes six keys on a new SoftHSM token")
 	began := time.Now()
 	for _, port := range []string{"DEVICE_PORT", "OPERATOR_PORT"} {
 		if n, err := strconv.ParseUint(os.Getenv(port), 10, 16); os.Getenv(port) != "" && (err != nil || n == 0) {
