@@ -39,7 +39,7 @@ import (
 	"github.com/postern-pki/postern/protocol/scep/client"
 )
 
-const profiles = `profiles:
+var profiles = `profiles:
   - name: wifi
     protocols: [scep]
     issuer: corp

@@ -14,49 +14,17 @@ import (
 	"github.com/postern-pki/postern/protocol"
 )
 
-const vouchedProfiles = `  - name: hook
+// vouchedProfiles differ in who vouches.
+var vouchedProfiles = vouchedProfile("hook", "{mode: webhook, webhook: inventory}") +
+	vouchedProfile("both", "{mode: [one-time, webhook], ttl: 30m, webhook: inventory}") +
+	vouchedProfile("mdm", "{mode: [webhook, intune], webhook: inventory, intune: corp}") +
+	vouchedProfile("tune", "{mode: intune, intune: corp}")
+
+func vouchedProfile(name, challenge string) string {
+	return `  - name: ` + name + `
     protocols: [scep]
     issuer: corp
-    challenge: {mode: webhook, webhook: inventory}
-    approve: automatic
-    key: {rsa: {min: 2048, max: 4096}, reuse: any}
-    subject:
-      CN: {pattern: '[a-z0-9-]{1,40}\.corp\.example', required: true}
-    usage: {key: {rsa: [digitalSignature]}, extended: [clientAuth]}
-    validity: {for: 365d, backdate: 1h}
-    renewal: {window: 100%, max_count: 1, max_age: 2y, new_key: required, old: keep}
-    limits: {active_per_subject: 100}
-    clients: {digests: [SHA-256], ciphers: [AES-128-CBC]}
-  - name: both
-    protocols: [scep]
-    issuer: corp
-    challenge: {mode: [one-time, webhook], ttl: 30m, webhook: inventory}
-    approve: automatic
-    key: {rsa: {min: 2048, max: 4096}, reuse: any}
-    subject:
-      CN: {pattern: '[a-z0-9-]{1,40}\.corp\.example', required: true}
-    usage: {key: {rsa: [digitalSignature]}, extended: [clientAuth]}
-    validity: {for: 365d, backdate: 1h}
-    renewal: {window: 100%, max_count: 1, max_age: 2y, new_key: required, old: keep}
-    limits: {active_per_subject: 100}
-    clients: {digests: [SHA-256], ciphers: [AES-128-CBC]}
-  - name: mdm
-    protocols: [scep]
-    issuer: corp
-    challenge: {mode: [webhook, intune], webhook: inventory, intune: corp}
-    approve: automatic
-    key: {rsa: {min: 2048, max: 4096}, reuse: any}
-    subject:
-      CN: {pattern: '[a-z0-9-]{1,40}\.corp\.example', required: true}
-    usage: {key: {rsa: [digitalSignature]}, extended: [clientAuth]}
-    validity: {for: 365d, backdate: 1h}
-    renewal: {window: 100%, max_count: 1, max_age: 2y, new_key: required, old: keep}
-    limits: {active_per_subject: 100}
-    clients: {digests: [SHA-256], ciphers: [AES-128-CBC]}
-  - name: tune
-    protocols: [scep]
-    issuer: corp
-    challenge: {mode: intune, intune: corp}
+    challenge: ` + challenge + `
     approve: automatic
     key: {rsa: {min: 2048, max: 4096}, reuse: any}
     subject:
@@ -67,6 +35,7 @@ const vouchedProfiles = `  - name: hook
     limits: {active_per_subject: 100}
     clients: {digests: [SHA-256], ciphers: [AES-128-CBC]}
 `
+}
 
 // outside is who vouches: what it says can be changed, and what it heard is kept.
 type outside struct {

@@ -17,11 +17,9 @@ import (
 	"github.com/postern-pki/postern/test/site"
 )
 
-// What a ceremony with a root on another token leaves is what the service needs:
-// it starts, tells devices the whole chain, and a device enrolls below it.
-func TestTheServiceRunsOnATwoTierCeremony(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
+// siteBy makes a site by one of the plans, which its issuer is called after.
+func siteBy(ctx context.Context, t *testing.T, plan string) *site.Site {
+	t.Helper()
 	root, err := site.Root()
 	if err != nil {
 		t.Fatal(err)
@@ -30,14 +28,23 @@ func TestTheServiceRunsOnATwoTierCeremony(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer end()
+	t.Cleanup(end)
 	s, out, err := site.Make(ctx, filepath.Join(t.TempDir(), "site"), site.Options{
-		Bin: bin, Plan: filepath.Join(root, "hsm/ceremony/scripts/two-tier-offline-root.yaml"),
-		Profiles: strings.ReplaceAll(site.Profiles, "issuer: demo", "issuer: two-tier-offline-root"), DevicePort: "0", OperatorPort: "0",
+		Bin: bin, Plan: filepath.Join(root, "hsm/ceremony/scripts", plan+".yaml"),
+		Profiles: strings.ReplaceAll(site.Profiles, "issuer: demo", "issuer: "+plan), DevicePort: "0", OperatorPort: "0",
 	})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return s
+}
+
+// What a ceremony with a root on another token leaves is what the service needs:
+// it starts, tells devices the whole chain, and a device enrolls below it.
+func TestTheServiceRunsOnATwoTierCeremony(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	s := siteBy(ctx, t, "two-tier-offline-root")
 	if err := s.Start(ctx); err != nil {
 		t.Fatalf("%v\n%s", err, s.Tail())
 	}
@@ -89,20 +96,7 @@ func TestTheServiceRunsOnATwoTierCeremony(t *testing.T) {
 func TestTheServiceWantsAClosedTranscript(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	root, err := site.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin, end, err := site.Build(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer end()
-	demo := filepath.Join(root, "hsm/ceremony/scripts/demo.yaml")
-	s, out, err := site.Make(ctx, filepath.Join(t.TempDir(), "site"), site.Options{Bin: bin, Plan: demo, Profiles: site.Profiles, DevicePort: "0", OperatorPort: "0"})
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	s := siteBy(ctx, t, "demo")
 	path := s.Path("ceremony", "transcript.jsonl")
 	whole, err := os.ReadFile(path)
 	if err != nil {
@@ -135,23 +129,8 @@ func TestTheServiceWantsAClosedTranscript(t *testing.T) {
 func TestTheServiceRunsWithASingleRAKey(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	root, err := site.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin, end, err := site.Build(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer end()
-	s, out, err := site.Make(ctx, filepath.Join(t.TempDir(), "site"), site.Options{
-		Bin: bin, Plan: filepath.Join(root, "hsm/ceremony/scripts/single-ra.yaml"),
-		Profiles: strings.ReplaceAll(site.Profiles, "issuer: demo", "issuer: single-ra"), DevicePort: "0", OperatorPort: "0",
-	})
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if said, errOut, code := site.Run(ctx, nil, filepath.Join(bin, "postern-ceremony"), "verify", s.Path("ceremony", "transcript.jsonl")); code != 0 {
+	s := siteBy(ctx, t, "single-ra")
+	if said, errOut, code := site.Run(ctx, nil, filepath.Join(s.Bin(), "postern-ceremony"), "verify", s.Path("ceremony", "transcript.jsonl")); code != 0 {
 		t.Errorf("verify: %s%s", said, errOut)
 	}
 	if err := s.Start(ctx); err != nil {
